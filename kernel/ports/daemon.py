@@ -1,0 +1,132 @@
+"""The running daemon as its plugins may see it: plugin outcomes, effective config, health."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Protocol
+
+
+class Outcome(enum.Enum):
+    """How far a plugin came."""
+
+    PENDING = "pending"
+    OK = "ok"
+    SKIPPED = "skipped"
+    DISABLED = "disabled"
+    FAILED = "failed"
+    BLOCKED = "blocked"
+    TIMED_OUT = "timed out"
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PluginRecord:
+    """All that is known of one plugin at one moment.
+
+    reason is one line for everything that is not ok; traceback is the plugin's own. blocked_by lists URIs or types, the
+    nearest first. depends_on and waits_for are the hard and soft edges as resolved to URIs. Seconds are wall time.
+    """
+
+    uri: str
+    type: str
+    id: str
+    outcome: Outcome
+    reason: str = ""
+    traceback: str = ""
+    blocked_by: tuple[str, ...] = ()
+    distribution: str = ""
+    distribution_version: str = ""
+    entry_point: str = ""
+    requires: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
+    depends_on: tuple[str, ...] = ()
+    waits_for: tuple[str, ...] = ()
+    import_seconds: float = 0.0
+    start_seconds: float = 0.0
+    started_at: datetime | None = None
+    exports: dict[str, str] = field(default_factory=dict)
+    capabilities: tuple[str, ...] = ()
+    platforms: tuple[str, ...] = ()
+    summary: str = ""
+    required: bool = False
+    essential: bool = False
+    order: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigValue:
+    """One effective setting: dotted key, value as JSON text, origin (`FILE:LINE`, `default`, `flag --x`)."""
+
+    key: str
+    value_json: str
+    origin: str
+
+
+@dataclass(frozen=True, slots=True)
+class EffectiveConfig:
+    """The config that the daemon runs with; drift names files that changed since they were read."""
+
+    toml: str
+    values: tuple[ConfigValue, ...]
+    files: tuple[str, ...]
+    drift: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigProblem:
+    """One finding in a config file; level is `error` or `warning`."""
+
+    level: str
+    key: str
+    message: str
+    file: str
+    line: int
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigChange:
+    """What a changed config would do to one plugin: `reconfigure`, `restart`, `start` or `stop`; keys are dotted."""
+
+    plugin: str
+    action: str
+    keys: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigCheck:
+    """The files on disk held against what runs."""
+
+    problems: tuple[ConfigProblem, ...]
+    changes: tuple[ConfigChange, ...]
+
+
+class DaemonView(Protocol):
+    """Read-only. Methods may be called from the event loop at any time and do not block, check_config apart.
+
+    Errors: none, but for check_config, whose findings are values.
+    """
+
+    version: str
+    revision: str
+    started_at: datetime
+    root: Path
+    state: Path
+
+    def plugins(self) -> Sequence[PluginRecord]:
+        """All plugins that were found, in start order, disabled ones last."""
+
+    def unhealthy(self) -> Sequence[str]:
+        """Why the daemon as a whole is not well, one line each; empty when it is."""
+
+    def timeout(self, name: str) -> float | None:
+        """Seconds configured under `[timeouts]`, None where the name is not set."""
+
+    async def config(self) -> EffectiveConfig:
+        """The effective config, and whether its files changed."""
+
+    async def check_config(self) -> ConfigCheck:
+        """Read the files again (off the loop) and tell what they would change; nothing is applied."""

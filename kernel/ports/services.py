@@ -1,0 +1,48 @@
+"""Faces on the wire: a plugin of these types adds one service to every gRPC or ttrpc server of the daemon."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from moored.kernel.plugin import PluginType
+
+
+class GrpcRegistrar(Protocol):
+    """The part of a gRPC server that generated `add_XServicer_to_server` functions call."""
+
+    def add_generic_rpc_handlers(self, generic_rpc_handlers: Sequence[Any]) -> None:
+        """Take handlers that look a method up by its full name."""
+
+    def add_registered_method_handlers(self, service_name: str, method_handlers: Mapping[str, Any]) -> None:
+        """Take the handlers of one service by method name."""
+
+
+class GrpcService(Protocol):
+    """One gRPC service.
+
+    Its handlers are coroutines (or async generators) on the daemon's event loop. They raise `kernel.errors`; one
+    interceptor turns these into codes, and any other exception into UNKNOWN with a logged traceback. Namespace and lease
+    of the call are in `kernel.namespaces`. A cancelled call gets CancelledError.
+    """
+
+    def register(self, server: GrpcRegistrar) -> None:
+        """Add the handlers to a server that has not started; called once for each server, before its start."""
+
+
+class TtrpcRegistrar(Protocol):
+    """The part of a ttrpc server that takes services."""
+
+    def add_service(self, descriptor: Any, servicer: object) -> None:
+        """Take a protobuf ServiceDescriptor and an object with one coroutine method for each of its RPCs, by RPC name."""
+
+
+class TtrpcService(Protocol):
+    """One ttrpc service; the same rules as for GrpcService."""
+
+    def register(self, server: TtrpcRegistrar) -> None:
+        """Add the handlers to a server that has not started."""
+
+
+GRPC: PluginType[GrpcService] = PluginType("io.containerd.grpc.v1")
+TTRPC: PluginType[TtrpcService] = PluginType("io.containerd.ttrpc.v1")
