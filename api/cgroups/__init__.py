@@ -1,0 +1,1 @@
+"""Measurements of cgroups, by version of the hierarchy."""

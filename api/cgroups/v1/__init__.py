@@ -1,0 +1,1 @@
+"""Measurements of the cgroup v1 controllers."""

@@ -1,0 +1,1 @@
+"""The runtime and image services of the Container Runtime Interface."""

@@ -1,0 +1,1 @@
+"""What is moored's own on the wire."""

@@ -1,0 +1,1 @@
+"""What shims read, answer and serve."""

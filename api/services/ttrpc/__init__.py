@@ -1,0 +1,1 @@
+"""Services that the daemon serves over ttrpc."""

@@ -1,0 +1,1 @@
+"""ttrpc: containerd's small RPC protocol between the daemon and its shims; this file imports nothing."""

@@ -1,0 +1,1 @@
+"""Options of runtimes that read a configuration file of their own."""

@@ -1,0 +1,1 @@
+"""Sources, destinations and progress of transfers."""
