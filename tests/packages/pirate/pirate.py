@@ -1,0 +1,3 @@
+"""Claims to be the harbour's crane."""
+
+crane = None
