@@ -1,16 +1,18 @@
 """The error table: each class of `moored.kernel.errors` as code number and text on the wire, both ways.
 
-gRPC and ttrpc use the same numbers, so this module needs neither library and the shim may use it too. The text of a class
-ends with its suffix: `image "x": not found`. Clients of code 9 know three classes by the suffix alone; a `bare` Conflict or
-NotModified therefore arrives as FailedPrecondition. Source: semantics 1.2.
+gRPC and ttrpc use the same numbers, so this module needs neither library and the shim may use it too. The text of a
+class ends with its suffix: `image "x": not found`. Clients tell the three classes of code 9 by suffix; a `bare`
+Conflict or NotModified therefore arrives as FailedPrecondition. Source: semantics 1.2.
 """
 
 from __future__ import annotations
 
 import errno
 import sys
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from os import fsdecode
 from types import MappingProxyType
 from typing import Final
@@ -70,8 +72,15 @@ _BY_ERRNO: Final[Mapping[int, type[e.MooredError]]] = MappingProxyType(
 )
 
 
+MAX_TEXT_BYTES: Final = 6 << 10
+"""Bytes of a text as gRPC escapes it, suffix apart; a longer one loses its middle.
+
+gRPC's C core refuses trailers above 8 KiB, and the caller would then see another code than the one sent.
+"""
+
+
 def wire_of(error: e.MooredError | type[e.MooredError]) -> Wire:
-    """Return the code and suffix of an error or error class; a subclass from elsewhere counts as its nearest known base."""
+    """Return the code and suffix of an error or its class; a class from elsewhere counts as its nearest listed base."""
     kind = error if isinstance(error, type) else type(error)
     return next((WIRE[base] for base in kind.__mro__ if base in WIRE), WIRE[e.Unknown])
 
@@ -79,12 +88,13 @@ def wire_of(error: e.MooredError | type[e.MooredError]) -> Wire:
 def to_status(exc: BaseException) -> tuple[int, str]:
     """Return code and text of any exception, never raising itself.
 
-    The suffix is added unless the error is `bare` or the text has it already. The text is always valid UTF-8.
+    The suffix is added unless the error is `bare` or the text has it already. The text is always valid UTF-8 and is
+    cut at MAX_TEXT_BYTES.
     """
     error = classify(exc)
     wire = wire_of(error)
     # A lone surrogate (a file name that is not UTF-8) would make the transport fail instead of the call.
-    text = error.text.encode("utf-8", "backslashreplace").decode()
+    text = _shortened(error.text.encode("utf-8", "backslashreplace").decode())
     if error.bare or not wire.suffix or _ends(text, wire.suffix):
         return wire.code, text
     return wire.code, f"{text}: {wire.suffix}" if text else wire.suffix
@@ -93,8 +103,8 @@ def to_status(exc: BaseException) -> tuple[int, str]:
 def from_status(code: int, message: str) -> e.MooredError:
     """Return the error that a code and text stand for; an unlisted code is Unknown, as clients have it.
 
-    The suffix is taken off; a text that lacks it gives a `bare` error. For every listed code
-    `to_status(from_status(code, message)) == (code, message)`.
+    The suffix is taken off; a text that lacks it gives a `bare` error (Unknown has no suffix and is never bare). For
+    every listed code `to_status(from_status(code, message)) == (code, message)`, up to MAX_TEXT_BYTES.
     """
     classes = _BY_CODE.get(code, (e.Unknown,))
     kind = next((k for k in classes if _ends(message, WIRE[k].suffix)), classes[0])
@@ -134,6 +144,26 @@ def _text_of(exc: BaseException) -> str:
         return type(exc).__name__
 
 
+def _shortened(text: str) -> str:
+    if len(text) <= MAX_TEXT_BYTES // 12:  # no character takes more than 4 bytes of 3 each
+        return text
+    if len(text) <= MAX_TEXT_BYTES and sum(map(_escaped_size, text)) <= MAX_TEXT_BYTES:
+        return text
+    half = (MAX_TEXT_BYTES - len(_GAP)) // 2
+    return text[: _fitting(text[:half], half)] + _GAP + text[len(text) - _fitting(text[: -half - 1 : -1], half) :]
+
+
+_GAP: Final = " [...] "
+
+
+def _fitting(text: str, size: int) -> int:
+    return bisect_right(list(accumulate(map(_escaped_size, text))), size)
+
+
+def _escaped_size(char: str) -> int:
+    return 1 if " " <= char <= "~" and char != "%" else 3 * len(char.encode())
+
+
 def _ends(text: str, suffix: str) -> bool:
     return text == suffix or text.endswith(f": {suffix}")
 
@@ -154,7 +184,11 @@ def _is_cancellation(exc: BaseException) -> bool:
 
 
 def _os_text(exc: OSError) -> str:
-    names = [fsdecode(n) if isinstance(n, (str, bytes)) else f"fd {n}" for n in (exc.filename, exc.filename2) if n is not None]
+    names = [
+        fsdecode(n) if isinstance(n, (str, bytes)) else f"fd {n}"
+        for n in (exc.filename, exc.filename2)
+        if n is not None
+    ]
     reason = exc.strerror or errno.errorcode.get(exc.errno or 0, "unknown error")
     if reason[1:2].islower():
         reason = reason[0].lower() + reason[1:]

@@ -49,7 +49,7 @@ class Adaptor(Protocol):
         """Return the value and whether the field is present; `("", False)` for an unknown or absent one."""
 
 
-Fields: TypeAlias = Mapping[str, Union[str, None, "Fields"]]
+Fields: TypeAlias = Mapping[str, Union[str, "Fields", None]]
 """Nested fields by name; None is absent, an empty string is present."""
 
 
@@ -182,6 +182,10 @@ def _is_one_of(path: Path, values: frozenset[str]) -> Test:
     return test
 
 
+# Of the two engines only RE2's own knows `\C`, a single byte; containerd's does not compile it.
+_ANY_ESCAPE: Final = re.compile(r"\\Q.*?(?:\\E|\Z)|\\(.)", re.DOTALL)
+
+
 def _searches(path: Path, pattern: str) -> Test:
     try:
         encoded = pattern.encode()
@@ -190,6 +194,8 @@ def _searches(path: Path, pattern: str) -> Test:
     if len(encoded) > MAX_PATTERN_BYTES:
         size = len(encoded)
         raise InvalidArgument(f"filters: a regular expression of {size} bytes, at most {MAX_PATTERN_BYTES} wanted")
+    if any(found[1] == "C" for found in _ANY_ESCAPE.finditer(pattern)):
+        return _never
     import re2
 
     options = re2.Options()
@@ -241,12 +247,10 @@ _FIELD: Final = re.compile(r"[A-Za-z0-9_]+")
 _OPERATOR: Final = re.compile(r"[=!~]+")
 _QUOTES: Final = '"/|'
 _UNREADABLE: Final = {"\ufffd": "rune error", "\0": "unexpected null"}
-# Inside quotes, by quote: what needs no look.
+# Inside of quotes, by quote: what needs no look, and the escapes.
 _PLAIN: Final = {mark: re.compile(rf"[^{mark}\\\n\0\ufffd]+") for mark in _QUOTES}
-_ESCAPE: Final = re.compile(
-    r"\\(?:(?P<mark>[abfnrtv\\\"/|])|(?P<octal>[0-7]{3})"
-    r"|(?:x(?P<byte>[0-9A-Fa-f]{2})|u(?P<short>[0-9A-Fa-f]{4})|U(?P<long>[0-9A-Fa-f]{8})))"
-)
+_NUMBERS: Final = r"(?P<octal>[0-7]{3})|x(?P<byte>[0-9A-Fa-f]{2})|u(?P<short>[0-9A-Fa-f]{4})|U(?P<long>[0-9A-Fa-f]{8})"
+_ESCAPE: Final = {mark: re.compile(rf"\\(?:(?P<mark>[abfnrtv\\{mark}])|{_NUMBERS})") for mark in _QUOTES}
 _MARKS: Final = dict(zip("abfnrtv", "\a\b\f\n\r\t\v", strict=True))
 _NAMES: Final = {char: f"\\{mark}" for mark, char in _MARKS.items()} | {"\\": "\\\\", '"': '\\"'}
 _DIGITS: Final = {"x": 2, "u": 4, "U": 8}
@@ -296,7 +300,7 @@ class _Parser:
 
     def _field(self) -> str:
         char = self._next()
-        if char in _QUOTES and char:
+        if char and char in _QUOTES:
             return self._quoted(any_quote=False)
         if found := _FIELD.match(self._text, self._at):
             self._at = found.end()
@@ -311,8 +315,8 @@ class _Parser:
             if found.group() in ("==", "!=", "~="):
                 return found.group()
             raise self._error(start, f'unsupported operator "{found.group()}"')
-        if char in _QUOTES and char:
-            self._quoted(any_quote=True)  # a literal that is broken itself is the nearer error
+        if char and char in _QUOTES:
+            self._literal()  # a literal that is broken itself is the nearer error
         raise self._error(start, 'expected an operator ("=="|"!="|"~=")')
 
     def _value(self, *, any_quote: bool) -> str:
@@ -342,27 +346,30 @@ class _Parser:
 
     def _quoted(self, *, any_quote: bool) -> str:
         start = self._at
+        literal = self._literal()
+        if self._text[start] != '"' and not any_quote:
+            raise self._error(start, "invalid quote encountered")
+        if literal is None:
+            raise self._error(start, "unquoting failed: quote syntax error")
+        return literal.decode("utf-8", "surrogateescape")
+
+    def _literal(self) -> bytes | None:
+        """Read a quoted text; None if an escape in it names no byte or character."""
+        start = self._at
         mark = self._text[start]
         self._at += 1
-        parts: list[bytes] = []
-        overflow = False
+        parts: list[bytes | None] = []
         while (char := self._peek()) != mark:
             if found := _PLAIN[mark].match(self._text, self._at):
                 parts.append(found.group().encode("utf-8", "surrogatepass"))
-            elif (found := _ESCAPE.match(self._text, self._at)) and found["mark"] not in _QUOTES.replace(mark, ""):
-                try:
-                    parts.append(_unescape(found))
-                except ValueError:
-                    overflow = True
+            elif (found := _ESCAPE[mark].match(self._text, self._at)) is not None:
+                parts.append(_unescape(found))
             else:
                 raise self._error(start, self._fault(char))
             self._at = found.end()
         self._at += 1
-        if mark != '"' and not any_quote:
-            raise self._error(start, "invalid quote encountered")
-        if overflow:
-            raise self._error(start, "unquoting failed: quote syntax error")
-        return b"".join(parts).decode("utf-8", "surrogateescape")
+        whole = [part for part in parts if part is not None]
+        return b"".join(whole) if len(whole) == len(parts) else None
 
     def _fault(self, char: str) -> str:
         """Say why the quoted text cannot go on at `char`."""
@@ -391,13 +398,16 @@ def _is_octal(char: str) -> bool:
     return "0" <= char <= "7"
 
 
-def _unescape(escape: re.Match[str]) -> bytes:
-    """Return the bytes of one escape; ValueError if the number is too large for what it stands for."""
+def _unescape(escape: re.Match[str]) -> bytes | None:
+    """Return the bytes of one escape, None if its number is too large."""
     if mark := escape["mark"]:
         return _MARKS.get(mark, mark).encode()
-    if octal := escape["octal"]:
-        return bytes((int(octal, 8),))
-    if byte := escape["byte"]:
-        return bytes((int(byte, 16),))
+    if octets := escape["octal"]:
+        return bytes((number,)) if (number := int(octets, 8)) < 0x100 else None
+    if octets := escape["byte"]:
+        return bytes((int(octets, 16),))
+    point = int(escape["short"] or escape["long"], 16)
+    if point > 0x10FFFF:
+        return None
     # As in Go, half of a surrogate pair becomes the replacement character.
-    return chr(int(escape["short"] or escape["long"], 16)).encode("utf-8", "replace_surrogates")
+    return ("\ufffd" if 0xD800 <= point <= 0xDFFF else chr(point)).encode()

@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 
 import grpc.aio
-
 from contrib.bench.peers import Peer, Running, containerd, memory_mb, moored, running, version_call
 
 PLUGINS = 70

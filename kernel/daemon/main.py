@@ -1,0 +1,114 @@
+"""The `moored` command: decodes arguments, refuses what cannot work with every reason at once, runs the daemon."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import structlog
+
+from moored.config.main_section import Main
+from moored.config.report import report
+from moored.kernel.daemon import logs
+from moored.kernel.daemon.arguments import parse
+from moored.kernel.daemon.assemble import Assembly, assemble, errors
+from moored.kernel.daemon.lock import FolderLock
+from moored.kernel.daemon.process import join_cgroup, prepare_folders, set_oom_score
+from moored.kernel.daemon.version import full_version
+from moored.kernel.errors import MooredError
+from moored.kernel.hooks import new_manager
+from moored.kernel.lifecycle import Kernel, Settings
+
+log = structlog.get_logger("moored.daemon")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns the exit status: 0, 1 for what the operator must mend, 2 for a senseless call."""
+    began = time.monotonic()
+    args = parse(argv)
+    if args.version:
+        sys.stdout.write(f"moored {full_version()}\n")
+        return 0
+    try:
+        return _config_verb(args) if args.command == "config" else _daemon(args, began)
+    except KeyboardInterrupt:
+        return 130
+
+
+def _config_verb(args: argparse.Namespace) -> int:
+    from moored.config import commands
+
+    verb = {
+        "default": commands.default,
+        "dump": commands.dump,
+        "check": commands.check,
+        "migrate": commands.migrate,
+    }[args.verb]
+    try:
+        return verb(args, sys.stdout.write, assemble(args))
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _daemon(args: argparse.Namespace, began: float) -> int:
+    assembly = assemble(args)
+    config, main_section = assembly.config, assembly.config.main
+    logs.configure(main_section.debug.level if main_section else "", main_section.debug.format if main_section else "")
+    for finding in config.problems:
+        (log.error if finding.level == "error" else log.warning)("config", problem=report(finding))
+    if errors(config) or main_section is None:
+        return _refuse(["the config has errors, `moored config check` lists them"])
+    kernel = _kernel(assembly, main_section)
+    if faults := (*assembly.faults, *kernel.faults()):
+        return _refuse(fault.text for fault in faults)
+    try:
+        locks = _take_over(main_section)
+    except MooredError as error:
+        return _refuse([error.text])
+    from moored.kernel.daemon.serve import run
+    from moored.kernel.daemon.view import View
+
+    try:
+        return run(kernel, View(assembly, main_section, kernel, args), began)
+    finally:
+        for lock in locks:
+            lock.release()
+
+
+def _kernel(assembly: Assembly, main_section: Main) -> Kernel:
+    settings = Settings(
+        root=Path(main_section.root),
+        state=Path(main_section.state),
+        start_timeout=float(main_section.lifecycle.start_timeout),
+        stop_timeout=float(main_section.lifecycle.stop_timeout),
+        configs=assembly.configs,
+        disabled=frozenset(main_section.disabled_plugins),
+        required=tuple(main_section.required_plugins),
+    )
+    return Kernel(assembly.candidates, assembly.plugins, settings, new_manager())
+
+
+def _take_over(main_section: Main) -> list[FolderLock]:
+    """Make the folders the daemon's own and set up its process; two daemons may share neither root nor state."""
+    os.umask(0o022)
+    root, state = Path(main_section.root), Path(main_section.state)
+    prepare_folders(root, state, main_section.temp)
+    locks = [FolderLock(root), FolderLock(state)]
+    set_oom_score(main_section.oom_score)
+    join_cgroup(main_section.cgroup.path)
+    return locks
+
+
+def _refuse(reasons: Iterable[str]) -> int:
+    for reason in reasons:
+        log.error("cannot start", reason=reason)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
