@@ -44,14 +44,11 @@ def resolve(nodes: Mapping[str, Needs]) -> Plan:
     for uri in sorted(nodes):
         by_type.setdefault(nodes[uri].type, []).append(uri)
     hard = {uri: _providers(uri, needs.requires, by_type) for uri, needs in nodes.items()}
-    soft = {
-        uri: tuple(p for p in _providers(uri, needs.after, by_type) if p not in hard[uri])
-        for uri, needs in nodes.items()
-    }
+    soft = {uri: _without(_providers(uri, needs.after, by_type), hard[uri]) for uri, needs in nodes.items()}
     missing = {
         uri: gone
         for uri, needs in nodes.items()
-        if (gone := tuple(kind for kind in needs.requires if not _providers(uri, (kind,), by_type)))
+        if (gone := tuple(k for k in dict.fromkeys(needs.requires) if not _providers(uri, (k,), by_type)))
     }
     edges = {uri: hard[uri] + soft[uri] for uri in nodes}
     tangles = _tangles(edges)
@@ -66,6 +63,11 @@ def resolve(nodes: Mapping[str, Needs]) -> Plan:
 
 def _providers(uri: str, kinds: Iterable[str], by_type: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(p for kind in kinds for p in by_type.get(kind, ()) if p != uri))
+
+
+def _without(uris: Iterable[str], gone: Iterable[str]) -> tuple[str, ...]:
+    known = set(gone)
+    return tuple(uri for uri in uris if uri not in known)
 
 
 def _order(edges: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
@@ -142,6 +144,8 @@ def _shortest_cycle(tangle: set[str], edges: Mapping[str, Sequence[str]]) -> tup
         cycle = _cycle_through(start, tangle, edges)
         if not best or len(cycle) < len(best):
             best = cycle
+        if len(best) == 3:
+            break  # two plugins: nothing is shorter
     return best
 
 

@@ -3,7 +3,7 @@
 Each plugin's `open` is entered and left in one task, its owner, so that task groups and cancel scopes work inside it.
 An owner waits until everything before it has settled, then starts under a deadline that also interrupts code which
 holds the event loop (`kernel/guard.py`). What a plugin does wrong (raise, hang, call sys.exit) is its own outcome and
-nobody else's.
+nobody else's. Tasks that a plugin creates itself are the event loop's: one that holds the loop is not interrupted.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ import asyncio
 import time
 import traceback
 from collections.abc import Collection, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +23,12 @@ import pluggy
 import structlog
 
 from moored.kernel.graph import Needs, Plan, resolve, reverse
-from moored.kernel.guard import Overrun, watched
+from moored.kernel.guard import GRACE, Deadline, Late
 from moored.kernel.plugin import Facts, InitContext, Registration, Skip
 from moored.kernel.ports.daemon import DaemonView, Outcome, PluginRecord
-from moored.kernel.registry import Candidate, Fault, Loaded, describe, module_summary
+from moored.kernel.registry import Candidate, Fault, Loaded, describe, first_line, module_summary
 
 log = structlog.get_logger("moored.kernel")
-
-GRACE = 1.0
-"""Seconds that a plugin gets to react to its cancellation before it is left behind."""
 
 
 class StartFailed(Exception):
@@ -56,26 +55,25 @@ class Settings:
 class _Node:
     """The mutable side of one plugin; touched by the event loop's thread only."""
 
-    def __init__(self, candidate: Candidate, loaded: Loaded | None) -> None:
+    def __init__(self, candidate: Candidate, loaded: Loaded | None, hooks: _Hooks) -> None:
         self.candidate = candidate
         self.loaded = loaded
         self.registration: Registration[Any, Any] | None = loaded.registration if loaded else None
+        self.hooks = hooks
         self.outcome = Outcome.PENDING
         self.reason = ""
         self.traceback = ""
         self.blocked_by: tuple[str, ...] = ()
+        self.began: float | None = None
         self.start_seconds = 0.0
         self.started_at: datetime | None = None
         self.facts = Facts()
-        self.deadline: float | None = None
         self.settled = asyncio.Event()
         self.stop = asyncio.Event()
         self.done = asyncio.Event()
         self.owner: asyncio.Task[None] | None = None
-
-    def left(self) -> float | None:
-        """Seconds until the deadline of the current phase, None while it merely runs."""
-        return None if self.deadline is None else max(self.deadline - time.monotonic(), 0.001)
+        # Whether the owner waits for `stop` or is in a stop with a deadline; otherwise it takes a cancellation.
+        self.heeds_stop = False
 
 
 class _Hooks:
@@ -88,8 +86,12 @@ class _Hooks:
 
     def register(self, plugin: object, name: str | None = None) -> str | None:
         registered = self._manager.register(plugin, name)
-        self._manager.check_pending()
         self._mine.append(plugin)
+        try:
+            self._manager.check_pending()
+        except pluggy.PluginValidationError:
+            self._manager.unregister(self._mine.pop())
+            raise
         return registered
 
     def close(self) -> None:
@@ -98,7 +100,7 @@ class _Hooks:
 
 
 class Kernel:
-    """All plugins of one daemon. Build it, ask `faults`, then `start` and `stop` once each, on one event loop."""
+    """All plugins of one daemon. Build it, ask `faults`, then `start` and `stop`, on one event loop."""
 
     def __init__(
         self,
@@ -109,15 +111,17 @@ class Kernel:
     ) -> None:
         self._settings = settings
         self._hooks = hooks
-        self._nodes = {uri: _Node(candidate, loaded.get(uri)) for uri, candidate in candidates.items()}
+        self._nodes = {uri: _Node(candidate, loaded.get(uri), _Hooks(hooks)) for uri, candidate in candidates.items()}
         self._plan: Plan = resolve({uri: _needs(node) for uri, node in self._nodes.items()})
+        self._position = {uri: position for position, uri in enumerate(self._plan.order)}
         self._dependents = reverse({uri: self._plan.edges(uri) for uri in self._nodes})
         self._found: dict[str, dict[str, Any]] = {}
+        self._under_way: set[Deadline] = set()
 
     def faults(self) -> tuple[Fault, ...]:
         """Every reason not to start at all: cycles, and required plugins that cannot come up."""
         found = [Fault(self._cycle_text(cycle)) for cycle in self._plan.cycles]
-        for uri in self._settings.required:
+        for uri in dict.fromkeys(self._settings.required):
             if uri not in self._nodes:
                 found.append(Fault(f"required plugin {uri!r} is not installed"))
             elif uri in self._settings.disabled:
@@ -129,40 +133,60 @@ class Kernel:
         return f"plugins depend on each other: {' -> '.join(cycle)} ({sources})"
 
     async def start(self, daemon: DaemonView) -> None:
-        """Start everything; returns when each plugin has settled.
+        """Start everything, once; returns when each plugin has settled.
 
-        Raises StartFailed for `faults`, and for required plugins that did not come up.
+        Raises StartFailed for `faults`, and for required plugins that did not come up; then, and when it is cancelled,
+        whatever had started has been stopped again.
         """
         if faults := self.faults():
             raise StartFailed(faults)
+        try:
+            await self._start_all(daemon)
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def _start_all(self, daemon: DaemonView) -> None:
         for uri in self._plan.order:
             node = self._nodes[uri]
             node.owner = asyncio.create_task(self._own(node, daemon), name=f"plugin {uri}")
+            node.owner.add_done_callback(partial(self._owner_ended, node))
         await asyncio.gather(*(node.settled.wait() for node in self._nodes.values()))
         lost = [
             Fault(f"required plugin {uri!r} is {node.outcome.value}: {node.reason}")
-            for uri in self._settings.required
+            for uri in dict.fromkeys(self._settings.required)
             if (node := self._nodes[uri]).outcome is not Outcome.OK
         ]
         if lost:
             raise StartFailed(lost)
 
     async def stop(self) -> None:
-        """Stop in reverse order, independent plugins side by side; returns once each has stopped or was left behind."""
-        await asyncio.gather(*(self._stop_one(uri) for uri in reversed(self._plan.order)))
+        """Stop in reverse order, independent plugins side by side; returns once each has stopped or was left behind.
+
+        May be called again, and while `start` runs.
+        """
+        await asyncio.gather(*(self._stop_one(uri) for uri in self._nodes))
 
     async def _stop_one(self, uri: str) -> None:
         node = self._nodes[uri]
+        if node.owner is None:
+            node.done.set()
+            return
         for dependent in self._dependents[uri]:
             await self._nodes[dependent].done.wait()
         node.stop.set()
-        if node.owner is not None:
-            if not node.settled.is_set():
-                node.owner.cancel()
-            _, hanging = await asyncio.wait({node.owner}, timeout=self._stop_limit(node) + GRACE)
-            if hanging:
-                log.error("plugin left behind, it ignores its cancellation", plugin=uri)
-        node.done.set()
+        if node.heeds_stop:
+            await node.done.wait()
+            return
+        node.owner.cancel()
+        limit = self._stop_limit(node) + GRACE
+        giving_up = asyncio.get_running_loop().call_later(
+            limit, self._leave_behind, node, "did not end when told to stop"
+        )
+        try:
+            await node.done.wait()
+        finally:
+            giving_up.cancel()
 
     async def _own(self, node: _Node, daemon: DaemonView) -> None:
         """A plugin's whole life. Ends normally whatever the plugin does."""
@@ -174,60 +198,81 @@ class Kernel:
             return
         if self._settle_unstarted(node) or self._settle_blocked(node):
             return
-        hooks = _Hooks(self._hooks)
-        limit = self._start_limit(node)
-        node.deadline = time.monotonic() + limit
-        giving_up = asyncio.get_running_loop().call_later(limit + GRACE, self._leave_behind, node)
-        try:
-            await watched(self._live(node, daemon, hooks), node.left)
-        except Skip as skip:
-            self._ended(node, Outcome.SKIPPED, str(skip) or "no reason given", trace=False)
-        except Overrun:
-            phase = "stop" if node.stop.is_set() else "start"
-            self._ended(node, Outcome.TIMED_OUT, f"held the event loop, did not {phase} in time")
-        except BaseException as error:  # noqa: BLE001 - whatever a plugin raises is its outcome, SystemExit included
-            self._ended(node, Outcome.FAILED, describe(error))
-        finally:
-            giving_up.cancel()
-            hooks.close()
-            self._withdraw(node)
-
-    async def _live(self, node: _Node, daemon: DaemonView, hooks: _Hooks) -> None:
-        assert node.registration is not None
-        context = self._context(node, daemon, hooks)
-        node.facts = context.facts
-        began = time.monotonic()
-        start_limit = self._start_limit(node)
-        try:
-            async with asyncio.timeout(start_limit) as scope, node.registration.open(context) as port:
-                scope.reschedule(None)
-                node.deadline = None
-                node.start_seconds = time.monotonic() - began
-                if node.settled.is_set():
-                    return
-                self._offer(node, port)
-                try:
-                    await node.stop.wait()
-                finally:
-                    limit = self._stop_limit(node)
-                    node.deadline = time.monotonic() + limit
-                    scope.reschedule(asyncio.get_running_loop().time() + limit)
-                    self._withdraw(node)
-        except TimeoutError:
-            node.start_seconds = node.start_seconds or time.monotonic() - began
-            if not scope.expired():
-                raise
-            if node.stop.is_set():
-                self._ended(node, Outcome.TIMED_OUT, f"did not stop within {self._stop_limit(node):g}s")
-            else:
-                self._ended(node, Outcome.TIMED_OUT, f"did not start within {start_limit:g}s")
+        manager = await self._start_one(node, daemon)
+        if manager is None:
             return
-        except BaseException:
-            node.start_seconds = node.start_seconds or time.monotonic() - began
-            raise
-        self._ended(node, Outcome.STOPPED, "", trace=False)
+        error: BaseException | None = None
+        if node.outcome is Outcome.OK:
+            try:
+                await node.stop.wait()
+            except asyncio.CancelledError as cancelled:  # by a task group of the plugin itself, which takes it back
+                error = cancelled
+        await self._leave(node, manager, error)
 
-    def _context(self, node: _Node, daemon: DaemonView, hooks: _Hooks) -> InitContext[Any]:
+    def _owner_ended(self, node: _Node, owner: asyncio.Task[None]) -> None:
+        if not owner.cancelled() and (error := owner.exception()) is not None:
+            log.error("plugin's owner failed", plugin=node.candidate.uri, exc_info=error)
+            self._ended(node, Outcome.FAILED, describe(error))
+        elif not node.settled.is_set():
+            self._settle(node, Outcome.STOPPED, "the daemon stopped first")
+        node.done.set()
+
+    async def _start_one(self, node: _Node, daemon: DaemonView) -> AbstractAsyncContextManager[Any] | None:
+        """Enter the plugin and settle it; None where there is nothing to leave."""
+        assert node.registration is not None
+        node.began = time.monotonic()
+        deadline = self._deadline(node, "start", self._start_limit(node))
+        try:
+            context = self._context(node, daemon)
+            node.facts = context.facts
+            manager, port = await deadline.run(_enter(node.registration, context))
+        except Skip as skip:
+            self._ended(node, Outcome.SKIPPED, first_line(skip) or "no reason given")
+        except Late as late:
+            self._ended(node, Outcome.TIMED_OUT, str(late), trace=True)
+        except BaseException as error:  # noqa: BLE001 - whatever a plugin raises is its outcome, SystemExit included
+            if isinstance(error, asyncio.CancelledError) and node.stop.is_set():
+                self._ended(node, Outcome.STOPPED, "the daemon stopped first")
+            else:
+                self._ended(node, Outcome.FAILED, describe(error), trace=True)
+        else:
+            node.heeds_stop = True
+            if deadline.passed or node.settled.is_set():
+                self._ended(node, Outcome.TIMED_OUT, deadline.text)
+            else:
+                self._offer(node, port)
+            return manager
+        return None
+
+    async def _leave(self, node: _Node, manager: AbstractAsyncContextManager[Any], error: BaseException | None) -> None:
+        self._retire(node)
+        deadline = self._deadline(node, "stop", self._stop_limit(node))
+        try:
+            await deadline.run(_exit(manager, error))
+        except Late as late:
+            self._ended(node, Outcome.TIMED_OUT, str(late), trace=True)
+        except BaseException as raised:  # noqa: BLE001 - whatever a plugin raises is its outcome, SystemExit included
+            self._ended(node, Outcome.FAILED, describe(raised), trace=True)
+        else:
+            if deadline.passed:
+                self._ended(node, Outcome.TIMED_OUT, deadline.text)
+            else:
+                self._ended(node, Outcome.STOPPED, "")
+        self._retire(node)
+
+    def _deadline(self, node: _Node, what: str, seconds: float) -> Deadline:
+        behind = f"did not {what} within {seconds:g}s and ignores its cancellation"
+        return Deadline(what, seconds, self._under_way, partial(self._leave_behind, node, behind))
+
+    def _leave_behind(self, node: _Node, reason: str) -> None:
+        """Stop waiting for a plugin's task that does not end."""
+        log.error("plugin left behind", plugin=node.candidate.uri, reason=reason)
+        node.heeds_stop = False
+        self._ended(node, Outcome.TIMED_OUT, reason)
+        if node.stop.is_set():
+            node.done.set()
+
+    def _context(self, node: _Node, daemon: DaemonView) -> InitContext[Any]:
         assert node.registration is not None
         uri = node.candidate.uri
         return InitContext(
@@ -236,7 +281,7 @@ class Kernel:
             root=self._settings.root / uri,
             state=self._settings.state / uri,
             log=structlog.get_logger("moored.plugin").bind(plugin=uri),
-            hooks=hooks,
+            hooks=node.hooks,
             daemon=daemon,
             found=self._found,
         )
@@ -246,8 +291,9 @@ class Kernel:
         node.started_at = datetime.now(UTC)
         self._settle(node, Outcome.OK, "")
 
-    def _withdraw(self, node: _Node) -> None:
+    def _retire(self, node: _Node) -> None:
         self._found.get(node.candidate.type, {}).pop(node.candidate.id, None)
+        node.hooks.close()
 
     def _settle_unstarted(self, node: _Node) -> bool:
         """Settle what is disabled or could not be imported."""
@@ -278,27 +324,30 @@ class Kernel:
             return True
         return False
 
-    def _leave_behind(self, node: _Node) -> None:
-        if not node.settled.is_set():
-            self._settle(node, Outcome.TIMED_OUT, "did not start in time and ignores its cancellation")
-
-    def _ended(self, node: _Node, outcome: Outcome, reason: str, *, trace: bool = True) -> None:
-        """The plugin's task is over, while it started, ran or stopped."""
+    def _ended(self, node: _Node, outcome: Outcome, reason: str, *, trace: bool = False) -> None:
+        """The plugin's work is over, while it started, ran or stopped; of several ends the first one counts."""
+        if node.settled.is_set() and node.outcome is not Outcome.OK:
+            return
         if trace:
             node.traceback = traceback.format_exc()
         if not node.settled.is_set():
             self._settle(node, outcome, reason)
             return
-        if node.outcome is not Outcome.OK:
-            return
+        self._retire(node)
         if not node.stop.is_set():
             reason = f"failed while running: {reason}" if reason else "ended by itself"
             outcome = Outcome.FAILED
+        elif outcome is Outcome.FAILED:
+            reason = f"failed while stopping: {reason}"
         self._tell(node, outcome, reason)
 
     def _settle(self, node: _Node, outcome: Outcome, reason: str) -> None:
-        self._tell(node, outcome, reason)
+        if node.began is not None:
+            node.start_seconds = time.monotonic() - node.began
+        if outcome is not Outcome.OK:
+            self._retire(node)
         node.settled.set()
+        self._tell(node, outcome, reason)
 
     def _tell(self, node: _Node, outcome: Outcome, reason: str) -> None:
         node.outcome, node.reason = outcome, reason
@@ -306,7 +355,7 @@ class Kernel:
         _log_outcome(record)
         try:
             self._hooks.hook.moored_plugin_settled(record=record)
-        except Exception:
+        except BaseException:  # an observer must not change what it observes, not even by sys.exit
             log.exception("hook failed", hook="moored_plugin_settled", plugin=record.uri)
 
     def _start_limit(self, node: _Node) -> float:
@@ -318,8 +367,9 @@ class Kernel:
         return self._settings.stop_timeout if own is None else own
 
     def records(self) -> list[PluginRecord]:
-        """Every plugin as it stands, in start order, disabled ones last."""
-        records = [self._record(self._nodes[uri]) for uri in self._plan.order]
+        """Every plugin as it stands, in start order, disabled ones last, after those that are in or behind a cycle."""
+        unordered = sorted(uri for uri in self._nodes if uri not in self._position)
+        records = [self._record(self._nodes[uri]) for uri in (*self._plan.order, *unordered)]
         return sorted(records, key=lambda record: record.outcome is Outcome.DISABLED)
 
     def unhealthy(self) -> tuple[str, ...]:
@@ -356,8 +406,22 @@ class Kernel:
             summary=(registration.summary or module_summary(candidate.source.entry_point)) if registration else "",
             required=candidate.uri in self._settings.required,
             essential=registration.essential if registration else False,
-            order=self._plan.order.index(candidate.uri) if candidate.uri in self._plan.order else -1,
+            order=self._position.get(candidate.uri, -1),
         )
+
+
+async def _enter(
+    registration: Registration[Any, Any], context: InitContext[Any]
+) -> tuple[AbstractAsyncContextManager[Any], Any]:
+    manager = registration.open(context)
+    return manager, await manager.__aenter__()
+
+
+async def _exit(manager: AbstractAsyncContextManager[Any], error: BaseException | None) -> None:
+    if error is None:
+        await manager.__aexit__(None, None, None)
+    elif not await manager.__aexit__(type(error), error, error.__traceback__):
+        raise error
 
 
 def _uris(kinds: Collection[Any]) -> tuple[str, ...]:

@@ -165,9 +165,22 @@ def _mismatch(candidate: Candidate, offered: object) -> str:
 
 
 def describe(error: BaseException) -> str:
-    """An exception in one line: its class and the first line of its text."""
-    text = str(error).strip().partition("\n")[0]
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    """An exception in one line: its class and the first line of its text; of a group, the first one that is none."""
+    leaf, others = error, 0
+    while isinstance(leaf, BaseExceptionGroup):
+        others += len(leaf.exceptions) - 1
+        leaf = leaf.exceptions[0]
+    text = first_line(leaf)
+    told = f"{type(leaf).__name__}: {text}" if text else type(leaf).__name__
+    return f"{told} (and {others} more)" if others else told
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's text; empty where the exception cannot tell."""
+    try:
+        return str(error).strip().partition("\n")[0]
+    except Exception:  # noqa: BLE001 - a broken __str__ of a plugin's exception
+        return ""
 
 
 def module_summary(entry_point: str) -> str:

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import grpc
 
@@ -57,7 +57,7 @@ class Daemon:
             )
         return self.process
 
-    def start(self) -> Daemon:
+    def start(self) -> Self:
         """Start and wait until the log says that it is up; AssertionError with the log if it ends instead."""
         process = self.spawn()
         deadline = time.monotonic() + START_SECONDS
@@ -103,7 +103,7 @@ class Daemon:
             listed = daemon_pb2_grpc.DaemonStub(channel).Plugins(daemon_pb2.PluginsRequest(), timeout=10)
         return {plugin.uri: plugin for plugin in listed.plugins}
 
-    def __enter__(self) -> Daemon:
+    def __enter__(self) -> Self:
         return self.start()
 
     def __exit__(self, *_: object) -> None:

@@ -6,98 +6,26 @@ import asyncio
 import contextlib
 import inspect
 import logging
-from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import Message
 
 from moored.api.ttrpc.frame import DATA, DEADLINE, END, MAX_DATA, RESPONSE, Frame, oversize_text
+from moored.api.ttrpc.inbox import Inbox
 from moored.api.ttrpc.request_pb2 import Response
 from moored.api.ttrpc.service import CallContext, Method
-from moored.kernel.errors import Internal, MooredError, ResourceExhausted
+from moored.kernel.errors import MooredError, ResourceExhausted
 
 log = logging.getLogger("moored.ttrpc")
 
-StatusOf = Callable[[MooredError], tuple[int, str]]
-"""Turns an error into the wire's code and text."""
+StatusOf = Callable[[Exception], tuple[int, str]]
+"""Turns an error into the wire's code and text; it must cope with any exception."""
 
 Send = Callable[[Frame], Awaitable[None]]
 
-# What the wire says of errors that are no MooredError; the rest is UNKNOWN. containerd maps Go's counterparts so.
-_CODES: tuple[tuple[type[Exception], int], ...] = (
-    (EOFError, 11),
-    (FileExistsError, 6),
-    (FileNotFoundError, 5),
-    (PermissionError, 7),
-    (BrokenPipeError, 9),
-    (TimeoutError, 4),
-)
-_UNKNOWN = 2
 _CANCELLED = 1
 _DEADLINE = 4
-
-
-class Inbox:
-    """A stream's messages that came and are not read: an async iterator with a bound, for one reader.
-
-    on_room is called after each read. Errors, of reading: Internal for bytes that are not the request type.
-    """
-
-    __slots__ = ("_on_room", "_queue", "_size", "_type", "_waiter", "ended")
-
-    def __init__(self, type_: type[Message], size: int, on_room: Callable[[], None]) -> None:
-        self._type = type_
-        self._size = size
-        self._on_room = on_room
-        self._queue: deque[bytes] = deque()
-        self._waiter: asyncio.Future[None] | None = None
-        self.ended = False
-
-    @property
-    def full(self) -> bool:
-        """Whether put must not be called now."""
-        return len(self._queue) >= self._size
-
-    def put(self, data: bytes) -> None:
-        """Add a message's bytes."""
-        self._queue.append(data)
-        self._wake()
-
-    def end(self) -> None:
-        """No more messages will come."""
-        self.ended = True
-        self._wake()
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    def __aiter__(self) -> Inbox:
-        return self
-
-    async def __anext__(self) -> Message:
-        while not self._queue:
-            if self.ended:
-                raise StopAsyncIteration
-            self._waiter = asyncio.get_running_loop().create_future()
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
-        return self.take()
-
-    def take(self) -> Message:
-        """The next message, which must be there.
-
-        Errors: Internal for bytes that are not the request type.
-        """
-        data = self._queue.popleft()
-        self._on_room()
-        try:
-            return self._type.FromString(data)
-        except DecodeError as error:
-            raise Internal(f"ttrpc: error unmarshalling payload: {error}", bare=True) from None
 
 
 class Call:
@@ -105,7 +33,7 @@ class Call:
 
     __slots__ = ("_clock", "context", "expired", "inbox", "method", "over", "stream_id", "task")
 
-    def __init__(self, stream_id: int, method: Method, context: CallContext, inbox: Inbox) -> None:
+    def __init__(self, stream_id: int, method: Method, context: CallContext, inbox: Inbox[Message]) -> None:
         self.stream_id = stream_id
         self.method = method
         self.context = context
@@ -149,7 +77,7 @@ async def answer(call: Call, send: Send, status_of: StatusOf) -> Frame:
         return status_frame(call.stream_id, *status_of(error))
     except Exception as error:
         log.exception("ttrpc: %s/%s failed", call.context.service, call.context.method)
-        return status_frame(call.stream_id, *_unexpected(error))
+        return status_frame(call.stream_id, *status_of(error))
     finally:
         call.stop_clock()
 
@@ -158,14 +86,9 @@ def status_frame(stream_id: int, code: int, text: str) -> Frame:
     """The frame that ends a stream with an error; a text too long for a frame is cut."""
     response = Response()
     response.status.code = code
-    response.status.message = text if len(text) < MAX_DATA // 8 else text[: MAX_DATA // 8]
+    # Texts may quote file names, whose undecodable bytes protobuf refuses.
+    response.status.message = text[: MAX_DATA // 8].encode(errors="replace").decode()
     return Frame(stream_id, RESPONSE, 0, response.SerializeToString())
-
-
-def _unexpected(error: Exception) -> tuple[int, str]:
-    code = next((code for kind, code in _CODES if isinstance(error, kind)), _UNKNOWN)
-    text = str(error) or (DEADLINE if code == _DEADLINE else type(error).__name__)
-    return code, text.encode(errors="replace").decode()  # protobuf takes no lone surrogates, file names may have them
 
 
 async def _perform(call: Call, send: Send) -> Frame:

@@ -1,8 +1,8 @@
 """The ttrpc server: listens on stream sockets and answers calls with the handlers of a `Services` registry.
 
-One connection serves many calls at once, each in a task of its own. A connection reads nothing more while its peer does
-not take its answers, or while one stream has `Limits.queue` unread messages; so a peer holds up itself at most. What one
-connection sends never touches another. Source: `contracts/ttrpc.md`.
+One connection serves many calls at once, each in a task of its own. A connection reads nothing more while its peer
+does not take its answers, or while one stream has more than `Limits.queue` unread messages; so a peer holds up itself
+at most. What one connection sends never touches another. Source: `contracts/ttrpc.md`.
 """
 
 from __future__ import annotations
@@ -13,13 +13,15 @@ import logging
 import os
 import socket
 import stat
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from moored.api.ttrpc.call import Call, Inbox, StatusOf, answer, status_frame
+from google.protobuf.message import DecodeError
+
+from moored.api.errors import to_status
+from moored.api.ttrpc.call import Call, StatusOf, answer, status_frame
 from moored.api.ttrpc.frame import (
     CLOSED,
     DATA,
@@ -33,10 +35,10 @@ from moored.api.ttrpc.frame import (
     encode,
     oversize_text,
 )
+from moored.api.ttrpc.inbox import Inbox
 from moored.api.ttrpc.link import Limits, Link
 from moored.api.ttrpc.request_pb2 import Request
 from moored.api.ttrpc.service import CallContext, Kind, Method, Peer, Services, methods_of, peer_of
-from google.protobuf.message import DecodeError
 
 __all__ = ["CallContext", "Kind", "Method", "Peer", "Server", "ServerLimits", "Services", "methods_of"]
 
@@ -58,17 +60,17 @@ class ServerLimits(Limits):
 class Server:
     """Serves a registry on any number of listening sockets; an async context manager that closes hard on exit.
 
-    error_to_status turns an error of moored.kernel.errors into code and text. require_same_user closes connections whose
-    peer is no unix socket of our effective uid and gid, as containerd does. Bound to one event loop.
+    require_same_user closes connections whose peer is no unix socket of our effective uid and gid, as containerd does.
+    error_to_status turns what handlers raise into code and text. Bound to one event loop.
     """
 
     def __init__(
         self,
         services: Services,
         *,
-        error_to_status: StatusOf,
         limits: ServerLimits | None = None,
         require_same_user: bool = True,
+        error_to_status: StatusOf = to_status,
     ) -> None:
         self.services = services
         self.limits = limits or ServerLimits()
@@ -199,7 +201,7 @@ class _ServerLink(Link):
         self.tasks: set[asyncio.Task[None]] = set()  # those whose handler runs
 
     def on_open(self) -> None:
-        assert self._transport is not None  # noqa: S101 - set just before
+        assert self._transport is not None
         try:
             self._peer = self._server.admit(self, self._transport.get_extra_info("socket"))
         except (PermissionError, OSError) as error:
@@ -212,6 +214,8 @@ class _ServerLink(Link):
         self._calls.clear()
         for task in self.tasks:
             task.cancel()
+
+    def on_lost(self) -> None:
         if not self.tasks:
             self._server.forget(self)
 
@@ -324,10 +328,9 @@ class _ServerLink(Link):
         if error is not None and not self.closed:
             log.error("ttrpc: %s could not be answered", task.get_name(), exc_info=error)
         if self._calls.get(call.stream_id) is call:
-            self._refuse(call.stream_id, 13, "the call ended without an answer")
-        if self.closed:
-            if not self.tasks:
-                self._server.forget(self)
+            self._tell(call.stream_id, 13, "the call ended without an answer")
+        if self.lost:
+            self.on_lost()
         elif self._server.stopping:
             self.close_if_idle()
 

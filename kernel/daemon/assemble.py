@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,10 +21,12 @@ class Assembly:
     """All that is known before anything starts.
 
     `config` holds every finding of the config files; `faults` what makes the set of plugins senseless; `configs` the
-    decoded tables by URI, for plugins that have a config class and no error in their table.
+    decoded tables by URI, for plugins that have a config class and no error in their table. `installed` are the
+    candidates that distributions offer, those of `[proxy_plugins]` left out.
     """
 
     config: Loaded
+    installed: Collection[str]
     candidates: Mapping[str, Candidate]
     plugins: Mapping[str, LoadedPlugin]
     configs: Mapping[str, Any]
@@ -32,7 +34,7 @@ class Assembly:
 
     def classes(self) -> dict[str, type[Any] | None]:
         """URI -> config class of every imported plugin."""
-        return {uri: p.registration.config for uri, p in self.plugins.items() if p.registration is not None}
+        return config_classes(self.plugins, self.installed)
 
 
 def flags(args: argparse.Namespace) -> Flags:
@@ -58,8 +60,18 @@ def assemble(args: argparse.Namespace) -> Assembly:
         for uri, candidate in candidates.items()
         if uri not in disabled
     }
-    configs = _decode(config, candidates, plugins)
-    return Assembly(config, candidates, plugins, configs, faults)
+    installed = frozenset(found.candidates)
+    configs = check_plugins(config, config_classes(plugins, installed), known=installed)
+    return Assembly(config, installed, candidates, plugins, configs, faults)
+
+
+def config_classes(plugins: Mapping[str, LoadedPlugin], installed: Collection[str]) -> dict[str, type[Any] | None]:
+    """URI -> config class of every installed plugin that could be imported."""
+    return {
+        uri: plugin.registration.config
+        for uri, plugin in plugins.items()
+        if plugin.registration is not None and uri in installed
+    }
 
 
 def _with_proxies(found: Discovery, config: Loaded) -> tuple[dict[str, Candidate], tuple[Fault, ...]]:
@@ -78,17 +90,6 @@ def _with_proxies(found: Discovery, config: Loaded) -> tuple[dict[str, Candidate
                 )
             candidates[candidate.uri] = candidate
     return candidates, tuple(faults)
-
-
-def _decode(config: Loaded, candidates: Mapping[str, Candidate], plugins: Mapping[str, LoadedPlugin]) -> dict[str, Any]:
-    classes = {uri: p.registration.config for uri, p in plugins.items() if p.registration is not None}
-    check_plugins(config, classes, known=candidates)
-    configs: dict[str, Any] = {}
-    for uri, cls in classes.items():
-        if cls is not None:
-            value, _findings = config.decode_plugin(uri, cls)
-            configs[uri] = value
-    return configs
 
 
 def errors(config: Loaded) -> list[Finding]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import structlog
 
 from moored.config.main_section import Main
-from moored.config.report import report
+from moored.config.report import line
 from moored.kernel.daemon import logs
 from moored.kernel.daemon.arguments import parse
 from moored.kernel.daemon.assemble import Assembly, assemble, errors
@@ -42,14 +42,16 @@ def main(argv: list[str] | None = None) -> int:
 def _config_verb(args: argparse.Namespace) -> int:
     from moored.config import commands
 
-    verb = {
-        "default": commands.default,
-        "dump": commands.dump,
-        "check": commands.check,
-        "migrate": commands.migrate,
-    }[args.verb]
+    if args.verb == "migrate":
+        args.config = args.file or args.config
+        return commands.migrate(args, sys.stdout.write, {})
+    assembly = assemble(args)
+    classes, known = assembly.classes(), assembly.installed
     try:
-        return verb(args, sys.stdout.write, assemble(args))
+        if args.verb == "default":
+            return commands.default(args, sys.stdout.write, classes)
+        verb = commands.dump if args.verb == "dump" else commands.check
+        return verb(args, sys.stdout.write, classes, known)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -60,7 +62,7 @@ def _daemon(args: argparse.Namespace, began: float) -> int:
     config, main_section = assembly.config, assembly.config.main
     logs.configure(main_section.debug.level if main_section else "", main_section.debug.format if main_section else "")
     for finding in config.problems:
-        (log.error if finding.level == "error" else log.warning)("config", problem=report(finding))
+        (log.error if finding.level == "error" else log.warning)("config", problem=line(finding))
     if errors(config) or main_section is None:
         return _refuse(["the config has errors, `moored config check` lists them"])
     kernel = _kernel(assembly, main_section)

@@ -1,6 +1,7 @@
 """Runs a kernel from first start to clean stop on one event loop, and answers signals meanwhile.
 
-SIGTERM and SIGINT stop (a second one at once), SIGHUP checks the config files and reports, SIGUSR1 dumps stacks and tasks.
+SIGTERM and SIGINT stop (a second one at once), SIGHUP checks the config files and reports, SIGUSR1 dumps stacks and
+tasks.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ DRAIN_SECONDS = 2.0
 
 
 def run(kernel: Kernel, daemon: DaemonView, began: float) -> int:
-    """Start, wait for a signal, stop. Returns the exit status; `began` is the time.monotonic() of the process's start."""
+    """Start, wait for a signal, stop; returns the exit status. `began` is time.monotonic() at the process's start."""
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
     workers = ThreadPoolExecutor(WORKER_THREADS, thread_name_prefix="worker")
@@ -66,7 +67,7 @@ async def _serve(kernel: Kernel, daemon: DaemonView, began: float) -> int:
         notifier.send("STOPPING=1")
     except StartFailed as failure:
         for fault in failure.faults:
-            log.error("cannot start", reason=fault.text)
+            log.error("cannot start", reason=fault.text)  # noqa: TRY400 - the faults say all, a traceback nothing
         status = 1
     finally:
         for task in (starting, stopping, watchdog):

@@ -1,4 +1,4 @@
-"""What the process is doing, as text: the stack of every thread and of every asyncio task, down to what it waits for."""
+"""What the process is doing, as text: the stack of every thread and of every asyncio task down to what it awaits."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
 
 def _threads() -> Iterator[str]:
     names = {thread.ident: thread for thread in threading.enumerate()}
-    for ident, frame in sys._current_frames().items():  # noqa: SLF001 - the documented way to other threads' stacks
+    for ident, frame in sys._current_frames().items():
         thread = names.get(ident)
         shown = f"{thread.name!r} native id {thread.native_id}" if thread else f"{ident}, not made by Python"
         yield f"thread {shown}:\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -68,7 +69,9 @@ class View:
         config, classes = self._assembly.config, self._assembly.classes()
         return EffectiveConfig(
             toml=dump(config, classes),
-            values=tuple(ConfigValue(key, value, str(origin)) for key, value, origin in values(config, classes)),
+            values=tuple(
+                ConfigValue(key, json.dumps(value), str(origin)) for key, value, origin in values(config, classes)
+            ),
             files=tuple(str(file.path) for file in config.files),
             drift=tuple(str(file.path) for file in config.files if _sha256(file.path) != file.sha256),
         )
@@ -76,10 +79,10 @@ class View:
     def _check(self) -> ConfigCheck:
         fresh = read_config(self._args)
         classes = self._assembly.classes()
-        check_plugins(fresh, classes, known=self._assembly.candidates)
+        check_plugins(fresh, classes, known=self._assembly.installed)
         return ConfigCheck(
             problems=tuple(_problem(finding) for finding in fresh.problems),
-            changes=tuple(self._changes(fresh, classes)),
+            changes=tuple(self._changes(fresh, classes)) if fresh.ok else (),
         )
 
     def _changes(self, fresh: Loaded, classes: Mapping[str, type[Any] | None]) -> list[ConfigChange]:
@@ -89,10 +92,7 @@ class View:
         by_plugin: dict[str, list[str]] = {}
         for key in changed:
             by_plugin.setdefault(_owner(key, classes), []).append(key)
-        return [
-            ConfigChange(owner, "restart the daemon" if not owner else "restart", tuple(keys))
-            for owner, keys in by_plugin.items()
-        ]
+        return [ConfigChange(owner, "restart", tuple(keys)) for owner, keys in by_plugin.items()]
 
 
 def _owner(key: str, classes: Mapping[str, object]) -> str:

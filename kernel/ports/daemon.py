@@ -89,7 +89,10 @@ class ConfigProblem:
 
 @dataclass(frozen=True, slots=True)
 class ConfigChange:
-    """What a changed config would do to one plugin: `reconfigure`, `restart`, `start` or `stop`; keys are dotted."""
+    """What a changed config needs: action `restart` of the plugin, or of the daemon itself where plugin is empty.
+
+    Keys are dotted.
+    """
 
     plugin: str
     action: str

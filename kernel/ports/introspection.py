@@ -24,7 +24,7 @@ class Warnings(Protocol):
     """Collects the use of deprecated things. Bounded by the number of distinct ids. Any thread."""
 
     def emit(self, id: str, message: str) -> None:  # noqa: A002 - the field's term
-        """Note that it was used now; `id` is the short stable name (`io.containerd.deprecation/cri-registry-mirrors`)."""
+        """Note that it was used now; `id` is its stable name (`io.containerd.deprecation/cri-registry-mirrors`)."""
 
     def deprecations(self) -> Sequence[Deprecation]:
         """All that were used since start, by id."""

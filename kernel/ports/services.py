@@ -22,8 +22,8 @@ class GrpcService(Protocol):
     """One gRPC service.
 
     Its handlers are coroutines (or async generators) on the daemon's event loop. They raise `kernel.errors`; one
-    interceptor turns these into codes, and any other exception into UNKNOWN with a logged traceback. Namespace and lease
-    of the call are in `kernel.namespaces`. A cancelled call gets CancelledError.
+    interceptor turns these into codes, and any other exception into UNKNOWN with a logged traceback. Namespace and
+    lease of the call are in `kernel.namespaces`. A cancelled call gets CancelledError.
     """
 
     def register(self, server: GrpcRegistrar) -> None:
@@ -34,7 +34,7 @@ class TtrpcRegistrar(Protocol):
     """The part of a ttrpc server that takes services."""
 
     def add_service(self, descriptor: Any, servicer: object) -> None:
-        """Take a protobuf ServiceDescriptor and an object with one coroutine method for each of its RPCs, by RPC name."""
+        """Take a protobuf ServiceDescriptor and an object with a coroutine method for each of its RPCs, by RPC name."""
 
 
 class TtrpcService(Protocol):

@@ -384,9 +384,9 @@ class Change(_message.Message):
     ACTION_FIELD_NUMBER: _builtins.int
     KEYS_FIELD_NUMBER: _builtins.int
     plugin: _builtins.str
-    """URI of the plugin."""
+    """URI of the plugin; empty for the daemon itself."""
     action: _builtins.str
-    """kept, reconfigured, restarted, started or stopped."""
+    """What it takes for the change to count: restart."""
     @_builtins.property
     def keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Keys whose values differ."""

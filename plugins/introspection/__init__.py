@@ -1,0 +1,1 @@
+"""The local introspection service: plugins and identity."""

@@ -1,0 +1,1 @@
+"""Metrics: what counts, and what shows the counts."""

@@ -1,0 +1,1 @@
+"""Counts gRPC calls under the names of go-grpc-prometheus."""

@@ -1,0 +1,1 @@
+"""Ports that live in another process, behind a socket."""

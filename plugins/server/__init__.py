@@ -1,0 +1,1 @@
+"""Listeners: the sockets that clients connect to."""

@@ -1,0 +1,1 @@
+"""The debug listener: pages about the daemon's inside over HTTP on a unix socket."""

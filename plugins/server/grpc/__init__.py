@@ -1,0 +1,1 @@
+"""The gRPC listeners, on a unix socket and on TCP."""

@@ -1,0 +1,1 @@
+"""The metrics listener: Prometheus scrapes it over HTTP."""

@@ -1,0 +1,1 @@
+"""The ttrpc listener, for shims."""

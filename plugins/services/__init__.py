@@ -1,0 +1,1 @@
+"""Faces on the wire: each subroom serves one gRPC service over ports."""

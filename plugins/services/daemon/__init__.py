@@ -1,0 +1,1 @@
+"""The daemon service: plugins and config as they are, with reasons."""

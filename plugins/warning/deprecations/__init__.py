@@ -1,0 +1,1 @@
+"""Deprecated things in use."""
