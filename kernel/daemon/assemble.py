@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from moored.config.check import check_plugins
 from moored.config.load import Finding, Flags, Loaded, load
-from moored.config.main_section import PROXY_TYPES, Lifecycle
+from moored.config.main_section import PROXY_TYPES, Lifecycle, ProxyPlugin
 from moored.kernel.daemon.arguments import DEFAULT_CONFIG
 from moored.kernel.registry import Candidate, Discovery, Fault, discover, entry_points, proxy_candidates
 from moored.kernel.registry import Loaded as LoadedPlugin
@@ -65,6 +65,12 @@ def assemble(args: argparse.Namespace) -> Assembly:
     return Assembly(config, installed, candidates, plugins, configs, faults)
 
 
+def _typed(proxy: ProxyPlugin) -> tuple[str, ProxyPlugin]:
+    """A proxy's plugin type in full, and its settings saying the same."""
+    kind = PROXY_TYPES.get(proxy.type, proxy.type)
+    return kind, replace(proxy, type=kind)
+
+
 def config_classes(plugins: Mapping[str, LoadedPlugin], installed: Collection[str]) -> dict[str, type[Any] | None]:
     """URI -> config class of every installed plugin that could be imported."""
     return {
@@ -79,8 +85,7 @@ def _with_proxies(found: Discovery, config: Loaded) -> tuple[dict[str, Candidate
     faults = list(found.faults)
     proxies = config.main.proxy_plugins if config.main else {}
     if proxies:
-        named = {name: (PROXY_TYPES.get(proxy.type, proxy.type), proxy) for name, proxy in proxies.items()}
-        made, wrong = proxy_candidates(named)
+        made, wrong = proxy_candidates({name: _typed(proxy) for name, proxy in proxies.items()})
         faults += wrong
         for candidate in made:
             if candidate.uri in candidates:
