@@ -210,7 +210,8 @@ class _ServerLink(Link):
 
     def on_closed(self, error: Exception | None) -> None:
         if error is not None:
-            log.debug("ttrpc: connection lost: %s", error)
+            level = logging.WARNING if isinstance(error, TimeoutError) else logging.DEBUG  # cut off, or gone by itself
+            log.log(level, "ttrpc: connection of %s lost: %s", self._peer, error)
         self._calls.clear()
         for task in self.tasks:
             task.cancel()

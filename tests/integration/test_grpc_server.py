@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import socket
-import stat
 import struct
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -17,180 +14,16 @@ import grpc.aio
 import pytest
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.wrappers_pb2 import StringValue as Text
-from harness import BASICS, GRPC_SERVER, Running, on_loop, running
 
+from harness import ERRORS, GRPC_SERVER, VERSION, Client, Probe, Running, fails, on_loop, plug, running
 from moored.api.errors import WIRE
 from moored.api.services.version.v1 import version_pb2_grpc
 from moored.kernel import errors
 from moored.kernel.errors import MooredError, NotFound
 from moored.kernel.hooks import hookimpl
-from moored.kernel.namespaces import LEASE, current_namespace
-from moored.kernel.plugin import InitContext, Registration
 from moored.kernel.ports.daemon import Outcome
 from moored.kernel.ports.metrics import METRICS
 from moored.kernel.ports.services import GRPC, GrpcRegistrar
-
-VERSION = "io.containerd.grpc.v1.version"
-CLASSES = {kind.__name__: kind for kind in WIRE}
-
-
-class Probe:
-    """A service with one method of each kind, and with methods that go wrong."""
-
-    def __init__(self) -> None:
-        self.began = asyncio.Event()
-        self.cancelled = asyncio.Event()
-        self.release = asyncio.Event()
-        self.ended: list[str] = []
-
-    def register(self, server: GrpcRegistrar) -> None:
-        unary, many = grpc.unary_unary_rpc_method_handler, grpc.stream_stream_rpc_method_handler
-        out, into = grpc.unary_stream_rpc_method_handler, grpc.stream_unary_rpc_method_handler
-        kinds = {
-            "Echo": (unary, self.echo),
-            "Where": (unary, self.where),
-            "Fail": (unary, self.fail),
-            "Crash": (unary, self.crash),
-            "InnerCancel": (unary, self.inner_cancel),
-            "Hang": (unary, self.hang),
-            "HangHard": (unary, self.hang_hard),
-            "Big": (unary, self.big),
-            "Absent": (unary, self.absent),
-            "Wrong": (unary, self.wrong),
-            "Count": (out, self.count),
-            "CountByWriting": (out, self.count_by_writing),
-            "FailLate": (out, self.fail_late),
-            "Endless": (out, self.endless),
-            "Join": (into, self.join),
-            "JoinByReading": (into, self.join_by_reading),
-            "Chat": (many, self.chat),
-            "ChatByReading": (many, self.chat_by_reading),
-        }
-        handlers = {
-            name: make(behaviour, request_deserializer=Text.FromString, response_serializer=Text.SerializeToString)
-            for name, (make, behaviour) in kinds.items()
-        }
-        server.add_registered_method_handlers("test.Probe", handlers)
-
-    async def echo(self, request: Text, context: Any) -> Text:
-        return request
-
-    async def where(self, request: Text, context: Any) -> Text:
-        return Text(value=f"{current_namespace()} {LEASE.get()}")
-
-    async def fail(self, request: Text, context: Any) -> Text:
-        raise CLASSES[request.value]("it broke")
-
-    async def crash(self, request: Text, context: Any) -> Text:
-        raise KeyError("lost")
-
-    async def inner_cancel(self, request: Text, context: Any) -> Text:
-        raise asyncio.CancelledError
-
-    async def hang(self, request: Text, context: Any) -> Text:
-        self.began.set()
-        try:
-            await self.release.wait()
-        except asyncio.CancelledError:
-            self.cancelled.set()
-            raise
-        finally:
-            self.ended.append("hang")
-        return Text(value="released")
-
-    async def hang_hard(self, request: Text, context: Any) -> Text:
-        self.began.set()
-        try:
-            await asyncio.Event().wait()
-        finally:
-            await asyncio.sleep(0.1)
-            self.ended.append("cleaned up")
-        return Text()
-
-    async def big(self, request: Text, context: Any) -> Text:
-        return Text(value="x" * int(request.value))
-
-    def absent(self, request: Text, context: Any) -> Text:
-        raise NotImplementedError("Method not implemented!")
-
-    async def wrong(self, request: Text, context: Any) -> Any:
-        return "no message"
-
-    async def count(self, request: Text, context: Any) -> AsyncGenerator[Text]:
-        for number in range(int(request.value)):
-            yield Text(value=str(number))
-
-    async def count_by_writing(self, request: Text, context: Any) -> None:
-        for number in range(int(request.value)):
-            await context.write(Text(value=str(number)))
-
-    async def fail_late(self, request: Text, context: Any) -> AsyncGenerator[Text]:
-        yield Text(value="first")
-        raise NotFound("it ended")
-
-    async def endless(self, request: Text, context: Any) -> AsyncGenerator[Text]:
-        try:
-            while True:
-                yield Text(value="x" * 1000)
-        finally:
-            self.ended.append("endless")
-            self.cancelled.set()
-
-    async def join(self, requests: Any, context: Any) -> Text:
-        return Text(value="".join([request.value async for request in requests]))
-
-    async def join_by_reading(self, requests: Any, context: Any) -> Text:
-        found = []
-        while (request := await context.read()) is not grpc.aio.EOF:
-            found.append(request.value)
-        self.ended.append("read to the end")
-        return Text(value="".join(found))
-
-    async def chat(self, requests: Any, context: Any) -> AsyncGenerator[Text]:
-        async for request in requests:
-            yield Text(value=f"{request.value}!")
-
-    async def chat_by_reading(self, requests: Any, context: Any) -> None:
-        self.began.set()
-        try:
-            while (request := await context.read()) is not grpc.aio.EOF:
-                await context.write(Text(value=f"{request.value}?"))
-            self.ended.append("half closed")
-        except asyncio.CancelledError:
-            self.ended.append("cancelled")
-            self.cancelled.set()
-            raise
-
-
-def offered(port: Any, kind: Any = GRPC, id_: str = "probe") -> Registration[Any, Any]:
-    @asynccontextmanager
-    async def open_(ctx: InitContext[Any]) -> AsyncGenerator[Any]:
-        yield port
-
-    return Registration(kind=kind, id=id_, open=open_)
-
-
-class Client:
-    """A grpc.aio client of the probe's methods by name."""
-
-    def __init__(self, channel: grpc.aio.Channel) -> None:
-        self.channel = channel
-
-    async def unary(self, method: str, value: str = "", **more: Any) -> str:
-        return (await self._make(self.channel.unary_unary, method)(Text(value=value), **more)).value
-
-    def server_stream(self, method: str, value: str = "", **more: Any) -> Any:
-        return self._make(self.channel.unary_stream, method)(Text(value=value), **more)
-
-    def client_stream(self, method: str, *args: Any) -> Any:
-        return self._make(self.channel.stream_unary, method)(*args)
-
-    def bidi(self, method: str, *args: Any) -> Any:
-        return self._make(self.channel.stream_stream, method)(*args)
-
-    def _make(self, kind: Any, method: str) -> Any:
-        path = method if "/" in method else f"/test.Probe/{method}"
-        return kind(path, request_serializer=Text.SerializeToString, response_deserializer=Text.FromString)
 
 
 @asynccontextmanager
@@ -201,24 +34,10 @@ async def served(
     probe = Probe()
     address = path or folder / "m.sock"
     configs = {GRPC_SERVER: {"address": str(address), **config}}
-    async with running(folder, GRPC_SERVER, VERSION, offered(probe), *plugins, configs=configs) as world:
+    async with running(folder, GRPC_SERVER, VERSION, plug(GRPC, "probe", probe), *plugins, configs=configs) as world:
         assert world.record(GRPC_SERVER).outcome is Outcome.OK, world.record(GRPC_SERVER).reason
         async with grpc.aio.insecure_channel(f"unix:{address}") as channel:
             yield world, probe, Client(channel)
-
-
-async def fails(call: Any) -> tuple[str, str]:
-    """Code name and text of a call that must fail."""
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await call
-    return caught.value.code().name, caught.value.details() or ""
-
-
-async def starts(folder: Path, **config: Any) -> tuple[Outcome, str]:
-    """What becomes of the listener's plugin with such a config."""
-    async with running(folder, GRPC_SERVER, VERSION, configs={GRPC_SERVER: config}) as world:
-        record = world.record(GRPC_SERVER)
-        return record.outcome, record.reason
 
 
 # --- the four kinds ---------------------------------------------------------------------------------------------------
@@ -310,10 +129,10 @@ async def test_method_that_does_not_ask_for_a_namespace_needs_none(tmp_path: Pat
 # --- errors -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("name", ERRORS)
 @on_loop
 async def test_error_class_survives_the_wire(tmp_path: Path, name: str) -> None:
-    wire = WIRE[CLASSES[name]]
+    wire = WIRE[ERRORS[name]]
     async with served(tmp_path) as (_, _, client):
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await client.unary("Fail", name)
@@ -325,7 +144,7 @@ def test_every_error_class_is_tried() -> None:
     def below(kind: type[MooredError]) -> set[type[MooredError]]:
         return {kind}.union(*(below(child) for child in kind.__subclasses__() if child.__module__ == errors.__name__))
 
-    assert below(MooredError) - {MooredError} <= set(CLASSES.values())
+    assert below(MooredError) - {MooredError} <= set(ERRORS.values())
 
 
 @on_loop
@@ -413,7 +232,7 @@ async def test_error_text_too_long_for_a_header_keeps_its_class(tmp_path: Path) 
     talkative = Talkative()
     configs = {GRPC_SERVER: {"address": f"{tmp_path}/m.sock"}}
     async with (
-        running(tmp_path, GRPC_SERVER, offered(talkative), configs=configs),
+        running(tmp_path, GRPC_SERVER, plug(GRPC, "probe", talkative), configs=configs),
         grpc.aio.insecure_channel(f"unix:{tmp_path}/m.sock") as channel,
     ):
         code, text = await fails(Client(channel).unary("Fail"))
@@ -557,7 +376,7 @@ class Log:
 @on_loop
 async def test_observers_are_told_of_all_four_kinds(tmp_path: Path) -> None:
     log = Log()
-    async with served(tmp_path, offered(log, METRICS, "log")) as (_, _, client):
+    async with served(tmp_path, plug(METRICS, "log", log)) as (_, _, client):
         await client.unary("Echo", "x")
         assert [m.value async for m in client.server_stream("Count", "2")] == ["0", "1"]
         await client.client_stream("Join", iter([Text(value="a"), Text(value="b")]))
@@ -579,7 +398,7 @@ async def test_observers_are_told_of_all_four_kinds(tmp_path: Path) -> None:
 @on_loop
 async def test_observers_are_told_codes_as_go_names_them(tmp_path: Path) -> None:
     log = Log()
-    async with served(tmp_path, offered(log, METRICS, "log")) as (_, probe, client):
+    async with served(tmp_path, plug(METRICS, "log", log)) as (_, probe, client):
         await fails(client.unary("Fail", "NotFound"))
         await fails(client.unary("Fail", "FailedPrecondition"))
         await fails(client.unary("Hang", timeout=0.2))
@@ -596,7 +415,7 @@ async def test_observers_are_told_codes_as_go_names_them(tmp_path: Path) -> None
 @on_loop
 async def test_calls_to_nobody_are_observed_under_one_name(tmp_path: Path) -> None:
     log = Log()
-    async with served(tmp_path, offered(log, METRICS, "log")) as (_, _, client):
+    async with served(tmp_path, plug(METRICS, "log", log)) as (_, _, client):
         for number in range(3):
             await fails(client.unary(f"/made.up.Service{number}/Do"))
             await fails(client.unary(f"/test.Probe/MadeUp{number}"))
@@ -611,7 +430,7 @@ async def test_observer_that_raises_does_not_break_calls(tmp_path: Path) -> None
             raise RuntimeError("no")
 
     log = Log()
-    plugins = (offered(Broken(), METRICS, "broken"), offered(log, METRICS, "log"))
+    plugins = (plug(METRICS, "broken", Broken()), plug(METRICS, "log", log))
     async with served(tmp_path, *plugins) as (_, _, client):
         assert await client.unary("Echo", "x") == "x"
         assert await client.unary("Echo", "y") == "y"
@@ -660,7 +479,7 @@ async def test_service_that_cannot_be_registered_takes_no_other_away(tmp_path: P
         def register(self, server: GrpcRegistrar) -> None:
             server.add_registered_method_handlers("test.Probe", {})
 
-    plugins = (offered(Broken(), id_="a-broken"), offered(Thief(), id_="z-thief"))
+    plugins = (plug(GRPC, "a-broken", Broken()), plug(GRPC, "z-thief", Thief()))
     async with served(tmp_path, *plugins) as (_, _, client):
         assert await client.unary("Echo", "x") == "x"
 
@@ -676,154 +495,9 @@ async def test_service_of_old_stubs_which_name_no_methods_is_served(tmp_path: Pa
             generic = grpc.method_handlers_generic_handler("test.Old", {"Hello": handler})
             server.add_generic_rpc_handlers((generic,))
 
-    async with served(tmp_path, offered(Old(), id_="old")) as (_, _, client):
+    async with served(tmp_path, plug(GRPC, "old", Old())) as (_, _, client):
         assert await client.unary("/test.Old/Hello", "you") == "hello you"
         assert await fails(client.unary("/test.Old/Bye")) == (
             "UNIMPLEMENTED",
             "unknown method Bye for service test.Old",
         )
-
-
-# --- the socket file --------------------------------------------------------------------------------------------------
-
-
-@on_loop
-async def test_socket_is_0660_and_alone_in_its_folder(tmp_path: Path) -> None:
-    folder = tmp_path / "run" / "deep"
-    before = os.umask(0)
-    try:
-        async with served(tmp_path, path=folder / "m.sock"):
-            found = (folder / "m.sock").stat()
-            assert stat.S_ISSOCK(found.st_mode)
-            assert stat.S_IMODE(found.st_mode) == 0o660
-            assert (found.st_uid, found.st_gid) == (os.geteuid(), os.getegid())
-            assert [entry.name for entry in folder.iterdir()] == ["m.sock"]
-            assert stat.S_IMODE(folder.stat().st_mode) == 0o770
-        assert list(folder.iterdir()) == []
-    finally:
-        os.umask(before)
-
-
-@on_loop
-async def test_folder_that_exists_keeps_its_mode(tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    folder.mkdir(mode=0o711)
-    async with served(tmp_path, path=folder / "m.sock"):
-        assert stat.S_IMODE(folder.stat().st_mode) == 0o711
-
-
-@pytest.mark.root
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
-@on_loop
-async def test_socket_belongs_to_whom_the_config_says(tmp_path: Path) -> None:
-    async with served(tmp_path, path=tmp_path / "new" / "m.sock", uid=12, gid=34):
-        for place in (tmp_path / "new", tmp_path / "new" / "m.sock"):
-            assert (place.stat().st_uid, place.stat().st_gid) == (12, 34)
-
-
-@on_loop
-async def test_path_with_blanks_and_signs_is_served(tmp_path: Path) -> None:
-    path = tmp_path / "a b%20#?é.sock"
-    configs = {GRPC_SERVER: {"address": str(path)}}
-    async with running(tmp_path, GRPC_SERVER, VERSION, configs=configs) as world:
-        assert world.record(GRPC_SERVER).outcome is Outcome.OK, world.record(GRPC_SERVER).reason
-        reader, writer = await asyncio.open_unix_connection(path)
-        writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0")
-        assert (await reader.readexactly(9))[3] == 4
-        writer.close()
-        await writer.wait_closed()
-
-
-@on_loop
-async def test_dead_socket_is_replaced(tmp_path: Path) -> None:
-    path = tmp_path / "m.sock"
-    with socket.socket(socket.AF_UNIX) as dead:
-        dead.bind(str(path))
-    async with served(tmp_path) as (_, _, client):
-        assert await client.unary("Echo", "x") == "x"
-
-
-@on_loop
-async def test_live_socket_is_never_taken_over(tmp_path: Path) -> None:
-    path = tmp_path / "m.sock"
-    with socket.socket(socket.AF_UNIX) as live:
-        live.bind(str(path))
-        live.listen()
-        inode = path.stat().st_ino
-        outcome, reason = await starts(tmp_path, address=str(path))
-        assert path.stat().st_ino == inode
-    assert outcome is Outcome.FAILED
-    assert str(path) in reason
-    assert "in use" in reason
-
-
-@on_loop
-async def test_live_socket_with_a_full_backlog_counts_as_live(tmp_path: Path) -> None:
-    path = tmp_path / "m.sock"
-    waiting = []
-    with socket.socket(socket.AF_UNIX) as live:
-        live.bind(str(path))
-        live.listen(0)
-        try:
-            while True:
-                client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-                waiting.append(client)
-                client.connect(str(path))
-        except BlockingIOError:
-            pass
-        outcome, reason = await starts(tmp_path, address=str(path))
-        for client in waiting:
-            client.close()
-    assert outcome is Outcome.FAILED
-    assert "in use" in reason
-
-
-@on_loop
-async def test_file_that_is_no_socket_is_never_removed(tmp_path: Path) -> None:
-    path = tmp_path / "m.sock"
-    path.write_text("precious")
-    outcome, reason = await starts(tmp_path, address=str(path))
-    assert outcome is Outcome.FAILED
-    assert "no socket" in reason
-    assert path.read_text() == "precious"
-    assert not [entry for entry in tmp_path.iterdir() if entry.name.startswith(".")]
-
-
-@on_loop
-async def test_socket_that_somebody_else_put_there_survives_the_stop(tmp_path: Path) -> None:
-    path = tmp_path / "m.sock"
-    with socket.socket(socket.AF_UNIX) as other:
-        async with served(tmp_path):
-            path.unlink()
-            other.bind(str(path))
-            inode = path.stat().st_ino
-        assert path.stat().st_ino == inode
-
-
-@on_loop
-async def test_address_of_104_bytes_is_the_longest(tmp_path: Path) -> None:
-    fits = str(tmp_path / "m.sock").ljust(104, "x")
-    async with served(tmp_path, path=Path(fits)) as (_, _, client):
-        assert await client.unary("Echo", "x") == "x"
-    outcome, reason = await starts(tmp_path, address=f"{fits}x")
-    assert outcome is Outcome.FAILED
-    assert "105 bytes, at most 104" in reason
-
-
-@on_loop
-async def test_relative_address_is_refused(tmp_path: Path) -> None:
-    outcome, reason = await starts(tmp_path, address="m.sock")
-    assert outcome is Outcome.FAILED
-    assert "must be an absolute path" in reason
-
-
-@on_loop
-async def test_empty_address_skips_the_listener(tmp_path: Path) -> None:
-    assert await starts(tmp_path, address="") == (Outcome.SKIPPED, "no address configured")
-
-
-@on_loop
-async def test_listener_that_starts_again_finds_its_place_free(tmp_path: Path) -> None:
-    for _ in range(2):
-        async with served(tmp_path, *[uri for uri in BASICS if uri != VERSION]) as (_, _, client):
-            assert await client.unary("Echo", "x") == "x"

@@ -181,7 +181,7 @@ def test_answers_that_nobody_reads_are_bounded() -> None:
     async def main() -> None:
         async with world(write_timeout=0.2, write_buffer=1024) as w:
             raw = await w.raw()
-            sizes = []
+            sizes: list[int] = []
 
             def gone() -> bool:
                 sizes.extend(link._transport.get_write_buffer_size() for link in w.server._links if link._transport)
