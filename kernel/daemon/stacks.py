@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import linecache
 import sys
 import threading
 import types
 from collections.abc import Iterator
 from typing import Any
+
+_SUSPENDED = (types.CoroutineType, types.GeneratorType, types.AsyncGeneratorType)
 
 MAX_TASKS = 10_000
 MAX_DEPTH = 100
@@ -40,7 +43,7 @@ def _threads() -> Iterator[str]:
         yield "\n"
 
 
-def _outwards(frame: types.FrameType | None) -> Iterator[tuple[types.FrameType, int]]:
+def _outwards(frame: types.FrameType | None) -> Iterator[tuple[types.FrameType, int | None]]:
     while frame is not None:
         yield frame, frame.f_lineno
         frame = frame.f_back
@@ -59,22 +62,28 @@ def _tasks(loop: asyncio.AbstractEventLoop | None) -> Iterator[str]:
         yield f"and {len(tasks) - MAX_TASKS} more tasks\n"
 
 
-def _inwards(waiting: Any) -> Iterator[tuple[types.FrameType, int]]:
+def _inwards(waiting: Any) -> Iterator[tuple[types.FrameType, int | None]]:
     """The frames from a coroutine to what it awaits at last; `Task.get_stack` shows the first of them only."""
     for _ in range(MAX_DEPTH):
-        frame = next((f for name in ("cr_frame", "gi_frame", "ag_frame") if (f := getattr(waiting, name, None))), None)
-        if frame is None:
+        frames = (getattr(waiting, name, None) for name in ("cr_frame", "gi_frame", "ag_frame"))
+        frame = next((found for found in frames if isinstance(found, types.FrameType)), None)
+        if frame is not None:
+            yield frame, frame.f_lineno
+            inner = (getattr(waiting, name, None) for name in ("cr_await", "gi_yieldfrom", "ag_await"))
+            waiting = next((found for found in inner if found is not None), None)
+        else:
+            # The awaitables of async generators (and of __await__) have no attribute that leads on, but a reference.
+            waiting = next((found for found in gc.get_referents(waiting) if isinstance(found, _SUSPENDED)), None)
+        if waiting is None:
             return
-        yield frame, frame.f_lineno
-        inner = (getattr(waiting, name, None) for name in ("cr_await", "gi_yieldfrom", "ag_await"))
-        waiting = next((found for found in inner if found is not None), None)
 
 
-def _lines(frames: list[tuple[types.FrameType, int]]) -> Iterator[str]:
+def _lines(frames: list[tuple[types.FrameType, int | None]]) -> Iterator[str]:
     if len(frames) > MAX_DEPTH:
         yield f"  {len(frames) - MAX_DEPTH} outer frames left out\n"
     for frame, line in frames[-MAX_DEPTH:]:
         code = frame.f_code
-        yield f"  {code.co_filename}:{line} in {code.co_qualname}\n"
-        if source := linecache.getline(code.co_filename, line).strip():
+        # Compiled code (grpc's server) has frames without a line.
+        yield f"  {code.co_filename}:{line or '?'} in {code.co_qualname}\n"
+        if line and (source := linecache.getline(code.co_filename, line).strip()):
             yield f"    {source}\n"

@@ -17,6 +17,9 @@ class GrpcRegistrar(Protocol):
     def add_registered_method_handlers(self, service_name: str, method_handlers: Mapping[str, Any]) -> None:
         """Take the handlers of one service by method name."""
 
+    def service_owners(self) -> Mapping[str, str]:
+        """Full name of each service of this server -> URI of the plugin behind it; grows until the server starts."""
+
 
 class GrpcService(Protocol):
     """One gRPC service.

@@ -54,6 +54,8 @@ class Claim:
         check_free(self.path)
         os.rename(name, self.path, src_dir_fd=self._folder)
         self._identity = (found.st_dev, found.st_ino)
+        with suppress(OSError):
+            self.bind_path.parent.rmdir()
 
     def withdraw(self) -> None:
         """Remove the socket, unless another one stands in its place."""

@@ -37,8 +37,6 @@ NAMESPACE_HEADER = "containerd-namespace"
 LEASE_HEADER = "containerd-lease"
 UNKNOWN = "unknown"
 """Service and method under which observers are told of calls that nobody serves; clients cannot make up new names."""
-MAX_TEXT_BYTES = 4096
-"""Longest error text: it travels in a header, of which gRPC clients in C take 8 KiB by default."""
 SETTLE_SECONDS = 0.005
 """How long the end of a client's messages waits for the news that the client has in fact gone (see `Stream.read`)."""
 
@@ -237,7 +235,7 @@ class Calls(grpc.GenericRpcHandler):
         elif not _is_meant(error):
             self._log.error("call failed", method=method.path, exc_info=error)
         number, text = to_status(error)
-        return _STATUS[number], fitting(text)
+        return _STATUS[number], text
 
     def _check_peer(self, context: Any) -> None:
         if not self._common_name:
@@ -400,12 +398,3 @@ def _is_meant(error: BaseException) -> bool:
     if isinstance(error, BaseExceptionGroup):
         return error.split(MooredError)[1] is None
     return isinstance(error, MooredError)
-
-
-def fitting(text: str) -> str:
-    """An error text that fits into a header: a long one loses its middle, since its end tells clients the class."""
-    raw = text.encode("utf-8", "backslashreplace")
-    if len(raw) <= MAX_TEXT_BYTES:
-        return raw.decode()
-    half = MAX_TEXT_BYTES // 2 - 8
-    return f"{raw[:half].decode('utf-8', 'ignore')} [...] {raw[-half:].decode('utf-8', 'ignore')}"

@@ -7,8 +7,8 @@ full name of a gRPC service and a plugin's URI are SERVING while that plugin run
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
-from typing import Any, Protocol, cast, runtime_checkable
+from collections.abc import AsyncGenerator
+from typing import Any, cast
 
 from grpc_health.v1 import health_pb2 as pb
 from grpc_health.v1 import health_pb2_grpc as rpc
@@ -23,26 +23,17 @@ NOT_SERVING = pb.HealthCheckResponse.NOT_SERVING
 SERVICE_UNKNOWN = pb.HealthCheckResponse.SERVICE_UNKNOWN
 
 
-@runtime_checkable
-class KnowsOwners(Protocol):
-    """A registrar that tells which plugin is behind a service; of others only plugin URIs are known."""
-
-    def service_owners(self) -> Mapping[str, str]:
-        """Full service name -> plugin URI; grows until the server starts."""
-
-
 class HealthService:
     """grpc.health.v1.Health."""
 
     def __init__(self, daemon: DaemonView) -> None:
         self._daemon = daemon
-        self._registrars: list[KnowsOwners] = []
+        self._registrars: list[GrpcRegistrar] = []
         self._changed = asyncio.Event()
 
     def register(self, server: GrpcRegistrar) -> None:
         """See GrpcService."""
-        if isinstance(server, KnowsOwners):
-            self._registrars.append(server)
+        self._registrars.append(server)
         rpc.add_HealthServicer_to_server(cast(Any, self), cast(Any, server))
 
     @hookimpl
