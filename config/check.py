@@ -217,10 +217,12 @@ def _check_duplicates(loaded: Loaded, proxies: Mapping[str, str], installed: Col
 def _check_disabled(loaded: Loaded, installed: Collection[str]) -> None:
     """Disabling what does not exist does nothing; say so unless containerd has it."""
     from moored.config.known import is_plugin
+    from moored.config.migrations.v2_to_v3 import RENAMED
 
     for name in _names(loaded, "disabled_plugins"):
         if "." in name and name not in installed and not is_plugin(name):
-            message = f"plugin {name!r} is not installed{did_you_mean(name, installed)}"
+            hint = f", did you mean {RENAMED[name]!r}?" if name in RENAMED else did_you_mean(name, installed)
+            message = f"plugin {name!r} is not installed{hint}"
             origin = _entry_origin(loaded, "disabled_plugins", name)
             loaded.problems.append(Finding("warning", ("disabled_plugins",), message, origin, "unknown"))
 

@@ -17,7 +17,7 @@ from moored.config.main_section import DEFAULT_CONFIG, DEFAULT_IMPORTS, Main, de
 from moored.config.merge import merge
 from moored.config.migrate import VERSION, migrate, version_of
 from moored.config.migrations.draft import Note
-from moored.config.origin import Node, Origin, Ref, grow
+from moored.config.origin import DEFAULT, Node, Origin, Ref, grow
 from moored.config.source import BadToml, Document, read
 from moored.kernel.config import KeyPath, Kind, Level, decode
 from moored.kernel.errors import InvalidArgument
@@ -183,15 +183,15 @@ class _Reader:
         self.strict = True
         self._explicit = explicit
         self._main_version = VERSION
-        self._queue: deque[tuple[Path, Origin]] = deque()
+        self._queue: deque[tuple[Path, Ref]] = deque()
         self._seen: set[Path] = set()
 
     def run(self) -> None:
         """Read the main file and all that is imported."""
         if not self._explicit and not self.main.exists():
-            self._queue_imports(self.main, list(DEFAULT_IMPORTS), Origin())
+            self._queue_imports(self.main, list(DEFAULT_IMPORTS), DEFAULT)
         else:
-            self._queue.append((self.main, Origin(str(self.main))))
+            self._queue.append((self.main, Ref(label=str(self.main))))
         while self._queue:
             path, wanted_by = self._queue.popleft()
             if path not in self._seen:
@@ -205,7 +205,7 @@ class _Reader:
         except BadToml as fault:
             self._bad_toml(fault)
 
-    def _file(self, path: Path, wanted_by: Origin) -> None:
+    def _file(self, path: Path, wanted_by: Ref) -> None:
         try:
             self._document(read(path))
         except BadToml as fault:
@@ -213,7 +213,7 @@ class _Reader:
         except OSError as fault:
             reason = (fault.strerror or str(fault)).lower()
             what = f"file {str(path)!r} cannot be read: {reason}"
-            self._error(("imports",) if path != self.main else (), what, wanted_by)
+            self._error(("imports",) if path != self.main else (), what, wanted_by.origin())
 
     def _document(self, document: Document, *, follow: bool = True) -> None:
         is_main = document.path == self.main
@@ -259,7 +259,9 @@ class _Reader:
         nodes |= {("plugins", key): node for key, node in (plugins.table or {}).items()}
         wrong = [key for key, node in nodes.items() if node.table is None]
         for key in wrong:
-            self._error(key, f"{nodes[key].value!r} is not a table", tree.origin(key), "type")
+            from moored.config.toml import value_text
+
+            self._error(key, f"{value_text(nodes[key].value)} is not a table", tree.origin(key), "type")
         return bool(wrong)
 
     def _imports(self, document: Document, tree: Node, is_main: bool) -> None:
@@ -269,9 +271,9 @@ class _Reader:
             at_default = not self._explicit or str(self.main) == DEFAULT_CONFIG
             if given is None or (at_default and patterns):
                 patterns = [*DEFAULT_IMPORTS, *patterns]
-        self._queue_imports(document.path, patterns, tree.origin(("imports",)))
+        self._queue_imports(document.path, patterns, Ref(document, ("imports",)))
 
-    def _queue_imports(self, parent: Path, patterns: list[str], wanted_by: Origin) -> None:
+    def _queue_imports(self, parent: Path, patterns: list[str], wanted_by: Ref) -> None:
         for pattern in patterns:
             whole = os.path.normpath(parent.parent / pattern)
             if "*" not in pattern:

@@ -17,7 +17,9 @@ def version_of(tree: Node) -> int:
     node = tree.at("version")
     value = 1 if node is None else node.value
     if isinstance(value, bool) or not isinstance(value, int):
-        raise InvalidArgument(f"version {value!r} is not an integer, wanted 1 to {VERSION}")
+        from moored.config.toml import value_text
+
+        raise InvalidArgument(f"version {value_text(value)} is not an integer, wanted 1 to {VERSION}")
     if not 0 <= value <= VERSION:
         raise InvalidArgument(f"version '{value}' is not known, wanted 1 to {VERSION}")
     return value or 1

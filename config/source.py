@@ -7,6 +7,7 @@ for, which a start without problems never does.
 from __future__ import annotations
 
 import functools
+import os
 import re
 import tomllib
 from collections.abc import Mapping
@@ -71,8 +72,6 @@ class Document:
 def read(path: Path) -> Document:
     """Read and parse a file of at most MAX_BYTES; raises OSError and BadToml."""
     with path.open("rb") as file:
-        import os
-
         data = file.read(MAX_BYTES + 1)
         mtime_ns = os.fstat(file.fileno()).st_mtime_ns
     if len(data) > MAX_BYTES:

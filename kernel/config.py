@@ -321,7 +321,9 @@ def _shown(value: object) -> str:
     name = _value_type(value)
     if name in {"a table", "an array"}:
         return f"this is {name}"
-    text = str(value).lower() if isinstance(value, bool) else repr(value)
+    # booleans and dates as TOML writes them
+    text = repr(value) if isinstance(value, str | int | float) else str(value)
+    text = text.lower() if isinstance(value, bool) else text
     return f"{text if len(text) <= 60 else text[:57] + '...'} is {name}"
 
 

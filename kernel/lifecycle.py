@@ -3,7 +3,8 @@
 Each plugin's `open` is entered and left in one task, its owner, so that task groups and cancel scopes work inside it.
 An owner waits until everything before it has settled, then starts under a deadline that also interrupts code which
 holds the event loop (`kernel/guard.py`). What a plugin does wrong (raise, hang, call sys.exit) is its own outcome and
-nobody else's. Tasks that a plugin creates itself are the event loop's: one that holds the loop is not interrupted.
+nobody else's. Tasks that a plugin creates itself are the event loop's: one that holds the loop is not interrupted, and
+one that raises SystemExit or KeyboardInterrupt ends the loop.
 """
 
 from __future__ import annotations

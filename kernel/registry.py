@@ -92,7 +92,8 @@ def discover(
         try:
             kind, id_ = split_uri(name)
         except ValueError as error:
-            faults.append(Fault(f"{error} (entry point {source})"))
+            if name not in off:
+                faults.append(Fault(f"{error} (entry point {source})"))
             continue
         if name not in candidates:
             candidates[name] = Candidate(name, kind, id_, source, get)

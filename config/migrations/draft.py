@@ -87,9 +87,12 @@ class Draft:
 
     def _place(self, path: Path, node: Node) -> None:
         table = self.tree.value
-        for part in path[:-1]:
+        for depth, part in enumerate(path[:-1], 1):
             below = table.get(part)
-            if below is None or below.table is None:
+            if below is not None and below.table is None:
+                self.warn(path[:depth], "lost, a table was wanted", below.ref)
+                below = None
+            if below is None:
                 below = table[part] = Node({}, node.ref)
             table = below.value
         table[path[-1]] = node

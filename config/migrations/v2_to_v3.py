@@ -14,7 +14,7 @@ RUNTIME = ("plugins", "io.containerd.cri.v1.runtime")
 TASK = ("plugins", "io.containerd.runtime.v2.task")
 SHIM = ("plugins", "io.containerd.shim.v1.manager")
 
-_RENAMED = {
+RENAMED = {
     "io.containerd.internal.v1.restart": "io.containerd.monitor.container.v1.restart",
     "io.containerd.monitor.v1.cgroups": "io.containerd.monitor.task.v1.cgroups",
 }
@@ -41,7 +41,7 @@ _SNAPSHOT_KEYS = ("snapshotter", "disable_snapshot_annotations", "discard_unpack
 
 def v2_to_v3(draft: Draft) -> None:
     """Move the sections in place."""
-    for old, new in _RENAMED.items():
+    for old, new in RENAMED.items():
         draft.move(("plugins", old), ("plugins", new))
     _sched_core(draft)
     if (cri := draft.get(CRI)) is not None and cri.table is not None:

@@ -2,6 +2,8 @@
 
 A ttrpc address that is not given is the gRPC one with `.ttrpc` behind it, with the same owner. A server plugin's own
 section, where the file has one already, wins over the old one, whose values are then lost with a warning.
+
+Zeros are not carried over: an owner that another file sets then stays, whichever file gives the address.
 """
 
 from __future__ import annotations
@@ -53,7 +55,7 @@ def v3_to_v4(draft: Draft) -> None:
             draft.warn(path, _why_lost(path, there), node.ref)
     for path in old:
         draft.take(path)
-    for section in OLD_SECTIONS:
+    for section in {path[0] for path in old}:
         draft.prune((section,))
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import structlog
 
-from moored.kernel.daemon import stacks
+from moored.kernel import stacks
 from moored.kernel.daemon.notify import Notifier
 from moored.kernel.lifecycle import Kernel, StartFailed
 from moored.kernel.ports.daemon import DaemonView, Outcome

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import pluggy
 
-from moored.kernel.hooks import new_manager
+from moored.kernel.hooks import hookimpl, new_manager
 from moored.kernel.lifecycle import Kernel, Settings
 from moored.kernel.plugin import InitContext, PluginType, Registration
 from moored.kernel.ports.daemon import DaemonView, Outcome, PluginRecord
@@ -148,3 +148,24 @@ def outcomes(records: dict[str, PluginRecord]) -> dict[str, Outcome]:
 def daemon() -> DaemonView:
     """A daemon that no plugin of these tests looks at."""
     return cast(DaemonView, object())
+
+
+class Told:
+    """Keeps every record that the hook brings."""
+
+    def __init__(self) -> None:
+        self.records: list[PluginRecord] = []
+        self._news = asyncio.Event()
+
+    @hookimpl
+    def moored_plugin_settled(self, record: PluginRecord) -> None:
+        self.records.append(record)
+        self._news.set()
+
+    async def wait_for(self, uri: str, outcome: Outcome) -> PluginRecord:
+        while True:
+            for record in self.records:
+                if (record.uri, record.outcome) == (uri, outcome):
+                    return record
+            self._news.clear()
+            await self._news.wait()

@@ -216,9 +216,6 @@ def test_bad_import_is_a_reason(install: Install, text: str, reason: str) -> Non
     assert result.reason == reason
     assert not result.timed_out
     assert bool(result.traceback) == reason.startswith("import failed")
-    assert (
-        "moored_test_bad.py" in result.traceback or "Error: module" in reason or "str" in reason or not result.traceback
-    )
 
 
 @pytest.mark.parametrize(
@@ -319,8 +316,10 @@ def test_proxies_of_unknown_type_and_bad_name_are_faults(install: Install) -> No
         ),
         (
             "def make(name, settings): return None",
-            "entry point moored_test_maker:make of config proxy_plugins.far by dist-proxy 1.0 is a NoneType, "
-            "it must be a Registration",
+            (
+                "entry point moored_test_maker:make of config proxy_plugins.far by dist-proxy 1.0 is a NoneType, "
+                "it must be a Registration"
+            ),
         ),
     ],
 )
@@ -336,3 +335,10 @@ def test_bad_proxy_maker_is_a_reason(install: Install, maker: str, reason: str) 
 def test_registration_type_must_look_like_one() -> None:
     with pytest.raises(ValueError, match="'snapshotter' must look like"):
         PluginType("snapshotter")
+
+
+def test_malformed_name_that_is_disabled_is_no_fault(install: Install) -> None:
+    install("broken", {"typeless": "broken:plugin"})
+
+    assert found(disabled=("typeless",)).faults == ()
+    assert len(found().faults) == 1

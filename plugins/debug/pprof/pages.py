@@ -12,9 +12,9 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
-from moored.kernel.daemon.stacks import dump
 from moored.kernel.ports.daemon import DaemonView
 from moored.kernel.ports.http import Page
+from moored.kernel.stacks import dump
 from moored.plugins.debug.pprof.sampling import profile
 
 PREFIX = "/debug/pprof/"

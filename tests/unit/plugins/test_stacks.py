@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import basics, on_loop, version
-from moored.kernel.daemon.stacks import MAX_DEPTH, dump
+from moored.kernel.stacks import MAX_DEPTH, dump
 
 
 async def innermost(event: asyncio.Event) -> None:
