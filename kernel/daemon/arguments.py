@@ -1,18 +1,25 @@
-"""The daemon's command line: containerd's flags and `config` verbs, and `config check` of our own."""
+"""The daemon's command line: containerd's flags and `config` verbs, `config check` of our own, and installed commands.
+
+An installed command is an entry point in the group `moored.commands`: its name is the command, its value a function
+that takes the decoded command line and returns the exit status. It is imported only when it is called for.
+"""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 
 DEFAULT_CONFIG = Path("/etc/moored/config.toml")
+COMMAND_ENTRY_POINT_GROUP = "moored.commands"
 LEVEL_NAMES = ("trace", "debug", "info", "warn", "error", "fatal", "panic")
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
+def parse(argv: list[str] | None, installed: Mapping[str, str] | None = None) -> argparse.Namespace:
     """Decode the command line; ends the process with status 2 and a usage line when it makes no sense.
 
-    `command` is None for the daemon itself, or `config` with `verb` default, dump, check or migrate.
+    `command` is None for the daemon itself, `config` with `verb` default, dump, check or migrate, or one of the
+    `installed` commands (name -> a word on it for the help) with `rest`, all that follows its name.
     """
     parser = argparse.ArgumentParser(
         prog="moored",
@@ -33,4 +40,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     verbs.add_parser("check", help="find everything wrong with the config files; exit status 1 if there is anything")
     migrate = verbs.add_parser("migrate", help="the config file, rewritten for the newest version")
     migrate.add_argument("file", type=Path, nargs="?", metavar="FILE", help="another file than --config")
+    for name, summary in sorted((installed or {}).items()):
+        # With a prefix that no argument has, everything is the command's to decode, options too.
+        command = commands.add_parser(name, help=summary, add_help=False, prefix_chars="\0")
+        command.add_argument("rest", nargs=argparse.REMAINDER)
     return parser.parse_args(argv)

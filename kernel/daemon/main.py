@@ -6,15 +6,16 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import cast
 
 import structlog
 
 from moored.config.main_section import Main
 from moored.config.report import line
 from moored.kernel.daemon import logs
-from moored.kernel.daemon.arguments import parse
+from moored.kernel.daemon.arguments import COMMAND_ENTRY_POINT_GROUP, parse
 from moored.kernel.daemon.assemble import Assembly, assemble, errors
 from moored.kernel.daemon.lock import FolderLock
 from moored.kernel.daemon.process import join_cgroup, prepare_folders, set_oom_score
@@ -22,6 +23,7 @@ from moored.kernel.daemon.version import full_version
 from moored.kernel.errors import MooredError
 from moored.kernel.hooks import new_manager
 from moored.kernel.lifecycle import Kernel, Settings
+from moored.kernel.registry import Source, describe, entry_points
 
 log = structlog.get_logger("moored.daemon")
 
@@ -29,14 +31,48 @@ log = structlog.get_logger("moored.daemon")
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns the exit status: 0, 1 for what the operator must mend, 2 for a senseless call."""
     began = time.monotonic()
-    args = parse(argv)
+    installed = _Commands()
+    args = parse(argv, installed.summaries())
     if args.version:
         sys.stdout.write(f"moored {full_version()}\n")
         return 0
     try:
-        return _config_verb(args) if args.command == "config" else _daemon(args, began)
+        if args.command is None:
+            return _daemon(args, began)
+        return _config_verb(args) if args.command == "config" else installed.run(args)
     except KeyboardInterrupt:
         return 130
+
+
+class _Commands:
+    """The commands that distributions offer; of several offers of one name none is taken."""
+
+    def __init__(self) -> None:
+        self._offers: dict[str, list[tuple[Source, Callable[[], object]]]] = {}
+        for name, source, get in entry_points(COMMAND_ENTRY_POINT_GROUP):
+            if name != "config":
+                self._offers.setdefault(name, []).append((source, get))
+
+    def summaries(self) -> dict[str, str]:
+        """Name -> who offers it."""
+        return {
+            name: "command of " + " and ".join(source.distribution for source, _ in offers)
+            for name, offers in self._offers.items()
+        }
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Carry one out; 1 with a line on standard error if it cannot be imported."""
+        offers = self._offers[args.command]
+        if len(offers) > 1:
+            told = " and by ".join(str(source) for source, _ in offers)
+            sys.stderr.write(f"moored: command {args.command!r} is offered by {told}\n")
+            return 1
+        try:
+            command = cast(Callable[[argparse.Namespace], int], offers[0][1]())
+        except Exception as error:  # noqa: BLE001 - the import of somebody else's code ends here
+            sys.stderr.write(f"moored: command {args.command!r} cannot be imported: {describe(error)}\n")
+            return 1
+        return command(args)
 
 
 def _config_verb(args: argparse.Namespace) -> int:

@@ -30,6 +30,8 @@ MINE = (
     "plugins.introspection",
     "plugins.warning",
     "plugins.proxy",
+    "plugins.events",
+    "plugins.services.events",
 )
 URIS = sorted(
     uri for uri, value in POINTS["moored.plugins"].items() if value.startswith(tuple(f"moored.{m}." for m in MINE))

@@ -1,0 +1,28 @@
+"""Databases: how a plugin gets a metadata store of its own, in a folder that it names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+from moored.kernel.plugin import PluginType
+from moored.kernel.ports.metadata import Database
+
+
+class DatabaseOpener(Protocol):
+    """Opens databases, each in a folder that belongs to nothing else.
+
+    Errors: FailedPrecondition when the folder is in use, here or by another process; DataLoss when what is there is no
+    database of this kind or is damaged; PermissionDenied, ResourceExhausted.
+    Concurrency: any calls may overlap.
+    Cancellation: a cancelled call has opened nothing when CancelledError comes out of it.
+    """
+
+    async def open(self, folder: Path) -> Database:
+        """Open the database in `folder`; both are made, for this user only, where they are missing.
+
+        The caller closes it before the opener's plugin stops, which the kernel sees to for plugins that require it.
+        """
+
+
+DATABASES: PluginType[DatabaseOpener] = PluginType("io.moored.database.v1")

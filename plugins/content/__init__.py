@@ -1,0 +1,1 @@
+"""Content stores: blobs by digest (port: `moored.kernel.ports.content`)."""

@@ -1,0 +1,95 @@
+"""A bounded set of threads for blocking calls, with the port's rule for cancellation: all of a call, or none of it."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from typing import Final, TypeVar
+
+R = TypeVar("R")
+
+
+class Stopped(Exception):
+    """Raised by work that looked at its Stop and found it set; nothing has been changed."""
+
+
+class Stop:
+    """Tells long work in a thread that nobody waits for it any more."""
+
+    __slots__ = ("_event",)
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+
+    def set(self) -> None:
+        """Ask the work to end."""
+        self._event.set()
+
+    def check(self) -> None:
+        """Raise Stopped once asked."""
+        if self._event.is_set():
+            raise Stopped
+
+
+class Workers:
+    """The threads. Calls beyond their number queue; the queue is as long as there are callers, who all wait."""
+
+    def __init__(self, threads: int, name: str) -> None:
+        self.pool: Final = ThreadPoolExecutor(threads, thread_name_prefix=name)
+
+    async def run(self, work: Callable[[], R], *, stop: Stop | None = None, always: bool = False) -> R:
+        """Run work in a thread and give its result, or raise what it raised.
+
+        When the caller is cancelled, work that has not begun is dropped (`always`: not even then), and work that has is
+        asked to stop and awaited; CancelledError comes out when it has ended.
+        """
+        return await finished(self.pool.submit(work), stop=stop, always=always)
+
+    async def close(self) -> None:
+        """End the threads, after the work under way."""
+        await asyncio.to_thread(self.pool.shutdown)
+
+
+async def finished(work: Future[R], *, stop: Stop | None = None, always: bool = False) -> R:
+    """Wait for submitted work as `Workers.run` does."""
+    waiter = asyncio.wrap_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not waiter.done():
+        try:
+            await asyncio.wait([waiter])
+        except asyncio.CancelledError as error:
+            cancelled = error
+            if not always and work.cancel():
+                break
+            if stop is not None:
+                stop.set()
+    if cancelled is not None:
+        if waiter.done() and not waiter.cancelled():
+            waiter.exception()  # taken, so that asyncio does not report it as forgotten
+        raise cancelled
+    return waiter.result()
+
+
+class Turns:
+    """One lock a key, there only while somebody holds or awaits it."""
+
+    def __init__(self) -> None:
+        self._locks: dict[str, tuple[asyncio.Lock, int]] = {}
+
+    @asynccontextmanager
+    async def hold(self, key: str) -> AsyncGenerator[None]:
+        """Hold the key's lock for the block."""
+        lock, users = self._locks.get(key, (asyncio.Lock(), 0))
+        self._locks[key] = (lock, users + 1)
+        try:
+            async with lock:
+                yield
+        finally:
+            users = self._locks[key][1]
+            if users > 1:
+                self._locks[key] = (lock, users - 1)
+            else:
+                del self._locks[key]

@@ -1,0 +1,1 @@
+"""Events (port: `moored.kernel.ports.events`)."""

@@ -1,0 +1,1 @@
+"""The event exchange of the daemon."""

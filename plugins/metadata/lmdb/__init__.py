@@ -1,0 +1,1 @@
+"""The metadata store's foundation: `kernel.ports.metadata.Database` on one LMDB environment."""

@@ -1,0 +1,131 @@
+"""One LMDB transaction as sorted records, with LMDB's errors turned into ours."""
+
+from __future__ import annotations
+
+import errno
+from typing import Final
+
+import lmdb
+
+from moored.kernel.errors import DataLoss, Internal, MooredError, ResourceExhausted, Unavailable
+from moored.plugins.metadata.lmdb.layout import FIRST_FREE, ID, ID_SIZE, NEXT_KEY, VALUE
+
+Record = tuple[bytes, bytes]
+
+NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+FULL_TEXT: Final = "no room is left in the metadata store, only deletes work"
+
+
+def translated(error: lmdb.Error) -> MooredError:
+    """Give our error for LMDB's; Unavailable stands for what the environment cannot go on from."""
+    text = str(error)
+    if isinstance(error, lmdb.MapFullError | lmdb.DiskError) or getattr(error, "code", 0) in NO_ROOM:
+        return ResourceExhausted(f"{FULL_TEXT}: {text}")
+    if isinstance(error, lmdb.TxnFullError):
+        return ResourceExhausted(f"update is too large for one transaction: {text}")
+    if isinstance(error, lmdb.ReadersFullError):
+        return ResourceExhausted(f"too many read transactions are open: {text}")
+    if isinstance(error, lmdb.CorruptedError | lmdb.PageNotFoundError | lmdb.InvalidError):
+        return DataLoss(f"metadata store is damaged: {text}")
+    return Unavailable(f"metadata store failed: {text}")
+
+
+class Records:
+    """Get, put, delete and neighbours by LMDB key, until `end`.
+
+    `full` makes every put fail. After the first LMDB error the transaction is `doomed`: it must be aborted, because
+    LMDB fails the parent along with a nested transaction that is committed after an error.
+    """
+
+    __slots__ = ("_cursor", "_txn", "dead", "doomed", "full", "open", "writable")
+
+    def __init__(self, txn: lmdb.Transaction[bytes], *, writable: bool, full: bool = False) -> None:
+        self._txn = txn
+        self._cursor = txn.cursor()
+        self.writable = writable
+        self.full = full
+        self.open = True
+        self.doomed: MooredError | None = None
+        self.dead: set[bytes] = set()
+        """Spaces deleted in this transaction, so that stale handles do not write into them."""
+
+    def end(self) -> None:
+        """Refuse all further calls; the LMDB transaction itself is the caller's."""
+        self.open = False
+        self._cursor.close()
+
+    def get(self, key: bytes) -> bytes | None:
+        """Give the record at `key`."""
+        try:
+            return self._txn.get(key)
+        except lmdb.Error as error:
+            raise self._doom(error) from error
+
+    def put(self, key: bytes, record: bytes) -> None:
+        """Store a record over the one that may be there."""
+        if self.full:
+            self.doomed = ResourceExhausted(FULL_TEXT)
+            raise self.doomed
+        try:
+            self._txn.put(key, record)
+        except lmdb.Error as error:
+            raise self._doom(error) from error
+
+    def delete(self, key: bytes) -> None:
+        """Remove the record at `key`, if there is one."""
+        try:
+            self._txn.delete(key)
+        except lmdb.Error as error:
+            raise self._doom(error) from error
+
+    def at_or_after(self, key: bytes) -> Record | None:
+        """Give the first record at `key` or behind it."""
+        try:
+            return self._cursor.item() if self._cursor.set_range(key) else None
+        except lmdb.Error as error:
+            raise self._doom(error) from error
+
+    def after(self, key: bytes) -> Record | None:
+        """Give the first record behind `key`."""
+        try:
+            if not self._cursor.set_range(key):
+                return None
+            if self._cursor.key() == key and not self._cursor.next():
+                return None
+            return self._cursor.item()
+        except lmdb.Error as error:
+            raise self._doom(error) from error
+
+    def before(self, key: bytes) -> Record | None:
+        """Give the last record before `key`."""
+        try:
+            found = self._cursor.prev() if self._cursor.set_range(key) else self._cursor.last()
+            return self._cursor.item() if found else None
+        except lmdb.Error as error:
+            raise self._doom(error) from error
+
+    def sweep(self, start: bytes) -> list[bytes]:
+        """Delete all records whose key starts with `start`; give the spaces that these referred to."""
+        spaces: list[bytes] = []
+        try:
+            found = self._cursor.set_range(start)
+            while found and self._cursor.key().startswith(start):
+                record = self._cursor.value()
+                if len(record) == 1 + ID_SIZE and record[0] != VALUE:
+                    spaces.append(record[1:])
+                found = self._cursor.delete() and bool(self._cursor.key())
+        except lmdb.Error as error:
+            raise self._doom(error) from error
+        return spaces
+
+    def new_space(self) -> bytes:
+        """Take the next space id."""
+        space = self.get(NEXT_KEY) or FIRST_FREE
+        self.put(NEXT_KEY, ID.pack(ID.unpack(space)[0] + 1))
+        return space
+
+    def _doom(self, error: lmdb.Error) -> MooredError:
+        if not self.open:
+            return Internal("tx closed")
+        self.doomed = translated(error)
+        return self.doomed

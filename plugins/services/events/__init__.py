@@ -1,0 +1,1 @@
+"""The events services: one on gRPC, one for shims on ttrpc."""

@@ -1,0 +1,29 @@
+"""Every content store does what its port says."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from pathlib import Path
+
+import pytest
+import structlog
+
+from moored.kernel.conformance.content import Check, checks
+from moored.plugins.content.local.store import open_store
+
+
+def open_files() -> list[str]:
+    return sorted(fd.name for fd in Path("/proc/self/fd").iterdir())
+
+
+@pytest.mark.parametrize("check", checks(), ids=lambda check: check.__name__.removeprefix("check_"))
+def test_local_store(check: Check, tmp_path: Path) -> None:
+    async def run() -> None:
+        async with open_store(tmp_path / "content", structlog.get_logger()) as store:
+            await check(store)
+
+    fds, threads = open_files(), threading.active_count()
+    asyncio.run(run())
+    assert open_files() == fds
+    assert threading.active_count() == threads

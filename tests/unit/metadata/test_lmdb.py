@@ -1,0 +1,433 @@
+"""The LMDB store's own rules: its folder, its layout, its limits, its writer thread."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import lmdb
+import pytest
+
+from moored.kernel.conformance import fails_with, refuses
+from moored.kernel.conformance.metadata import contents
+from moored.kernel.errors import (
+    DataLoss,
+    FailedPrecondition,
+    Internal,
+    NotFound,
+    ResourceExhausted,
+    Unavailable,
+)
+from moored.kernel.ports.metadata import MAX_KEY, MAX_NAME, Bucket
+from moored.plugins.metadata.lmdb import database, environment
+from moored.plugins.metadata.lmdb.database import LmdbDatabase
+from moored.plugins.metadata.lmdb.layout import FORMAT_KEY, MAX_LMDB_KEY, NEXT_KEY
+
+LIMIT = 8 << 20
+
+
+@asynccontextmanager
+async def opened(folder: Path, limit: int = LIMIT) -> AsyncIterator[LmdbDatabase]:
+    db = LmdbDatabase(folder, limit=limit)
+    try:
+        yield db
+    finally:
+        await db.close()
+
+
+def run(steps: Callable[[], Awaitable[None]]) -> None:
+    async def main() -> None:
+        await steps()
+
+    asyncio.run(main())
+
+
+def fill(root: Bucket, name: bytes = b"b", size: int = 100) -> None:
+    root.create_bucket_if_missing(name).put(b"k", b"v" * size)
+
+
+def made(folder: Path) -> Path:
+    """Make a store with something in it; give its data file."""
+
+    async def steps() -> None:
+        async with opened(folder) as db:
+            await db.update(fill)
+
+    run(steps)
+    return folder / "environment" / "data.mdb"
+
+
+def records(folder: Path) -> list[tuple[bytes, bytes]]:
+    with lmdb.open(str(folder / "environment"), readonly=True, lock=False) as env, env.begin() as txn:
+        return list(txn.cursor())
+
+
+def test_contents_survive_reopening(tmp_path: Path) -> None:
+    made(tmp_path / "db")
+
+    async def steps() -> None:
+        async with opened(tmp_path / "db") as db:
+            assert contents(db) == {b"b": (0, {b"k": b"v" * 100})}
+
+    run(steps)
+
+
+def test_modes_are_private_whatever_they_were(tmp_path: Path) -> None:
+    folder = tmp_path / "db"
+    folder.mkdir(mode=0o755)
+    made(folder)
+    assert folder.stat().st_mode & 0o7777 == 0o700
+    assert (folder / "environment").stat().st_mode & 0o7777 == 0o700
+    assert {path.stat().st_mode & 0o7777 for path in folder.rglob("*") if path.is_file()} == {0o600}
+
+
+def descriptors(folder: Path) -> list[int]:
+    """Give those of this process that are open below `folder`."""
+    return [int(link.name) for link in Path("/proc/self/fd").iterdir() if folder in link.resolve().parents]
+
+
+def test_no_descriptor_is_inherited(tmp_path: Path) -> None:
+    async def steps() -> None:
+        async with opened(tmp_path / "db") as db:
+            await db.update(fill)
+            ours = descriptors(tmp_path)
+            assert len(ours) >= 3
+            assert not any(os.get_inheritable(fd) for fd in ours)
+
+    run(steps)
+
+
+def test_reader_table_has_no_holes(tmp_path: Path) -> None:
+    status = made(tmp_path / "db").with_name("lock.mdb").stat()
+    assert status.st_blocks * 512 >= status.st_size > 64 << 10
+
+    async def steps() -> None:
+        async with opened(tmp_path / "db") as db, AsyncExitStack() as views:
+            for _ in range(1000):
+                views.enter_context(db.view())
+            assert db.stats().views == 1000
+
+    run(steps)
+
+
+def test_second_opener_is_told_the_first(tmp_path: Path) -> None:
+    async def steps() -> None:
+        async with opened(tmp_path / "db"):
+            error = refuses(FailedPrecondition, lambda: LmdbDatabase(tmp_path / "db"))
+            assert f"in use by process {os.getpid()}" in error.text
+        async with opened(tmp_path / "db"):
+            pass
+
+    run(steps)
+
+
+def test_failed_opening_leaves_no_lock_and_no_descriptor(tmp_path: Path) -> None:
+    made(tmp_path / "db").write_bytes(b"")
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(3):
+        refuses(DataLoss, lambda: LmdbDatabase(tmp_path / "db"))
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_missing_store_is_created_only_if_wanted(tmp_path: Path) -> None:
+    refuses(NotFound, lambda: LmdbDatabase(tmp_path / "db", create=False))
+    made(tmp_path / "db")
+    asyncio.run(LmdbDatabase(tmp_path / "db", create=False).close())
+
+
+def test_interrupted_creation_is_begun_anew(tmp_path: Path) -> None:
+    leftover = tmp_path / "db" / "environment.new"
+    leftover.mkdir(parents=True)
+    (leftover / "data.mdb").write_bytes(b"half")
+    made(tmp_path / "db")
+    assert not leftover.exists()
+
+
+@pytest.mark.parametrize(
+    ("damage", "wanted"),
+    [
+        (lambda path: path.unlink(), "is missing"),
+        (lambda path: path.write_bytes(b""), "no LMDB file"),
+        (lambda path: path.write_bytes(b"garbage" * 10_000), "no LMDB file"),
+        (lambda path: os.truncate(path, 3 * 4096), "is truncated: 12288 bytes"),
+        (lambda path: os.truncate(path, 100), "no LMDB file"),
+    ],
+)
+def test_damaged_file_is_refused_and_kept(damage: Callable[[Path], None], wanted: str, tmp_path: Path) -> None:
+    data = made(tmp_path / "db")
+    damage(data)
+    before = data.read_bytes() if data.exists() else None
+    error = refuses(DataLoss, lambda: LmdbDatabase(tmp_path / "db"))
+    assert wanted in error.text
+    assert (data.read_bytes() if data.exists() else None) == before
+
+
+def test_other_formats_are_refused(tmp_path: Path) -> None:
+    made(tmp_path / "db")
+    with lmdb.open(str(tmp_path / "db" / "environment")) as env, env.begin(write=True) as txn:
+        txn.put(FORMAT_KEY, b"moored-buckets 2")
+    error = refuses(FailedPrecondition, lambda: LmdbDatabase(tmp_path / "db"))
+    assert "moored-buckets 2" in error.text
+    with lmdb.open(str(tmp_path / "db" / "environment")) as env, env.begin(write=True) as txn:
+        txn.delete(FORMAT_KEY)
+    refuses(DataLoss, lambda: LmdbDatabase(tmp_path / "db"))
+
+
+def test_keys_fit_and_long_names_go_without_trace(tmp_path: Path) -> None:
+    folder = tmp_path / "db"
+
+    def put(root: Bucket) -> None:
+        bucket = root.create_bucket(b"b")
+        bucket.put(b"k" * MAX_KEY, b"v")
+        bucket.create_bucket(b"k" * MAX_NAME).create_bucket(b"l" * 5000).put(b"m" * 5000, b"v")
+
+    async def filled() -> None:
+        async with opened(folder) as db:
+            await db.update(put)
+
+    async def emptied() -> None:
+        async with opened(folder) as db:
+            await db.update(lambda root: root.delete_bucket(b"b"))
+
+    run(filled)
+    assert max(len(key) for key, _ in records(folder)) == MAX_LMDB_KEY
+    run(emptied)
+    assert [key for key, _ in records(folder)] == [FORMAT_KEY, NEXT_KEY]
+
+
+def test_last_long_name_takes_its_continuations_along(tmp_path: Path) -> None:
+    folder = tmp_path / "db"
+    names = [b"k" * length for length in (600, 1600, 1601, 5000)]
+
+    def put(root: Bucket) -> None:
+        bucket = root.create_bucket(b"b")
+        for name in names:
+            bucket.put(name, b"v")
+
+    def delete(root: Bucket) -> None:
+        bucket = root.bucket(b"b")
+        assert bucket is not None
+        for name in names:
+            bucket.delete(name)
+
+    async def steps() -> None:
+        async with opened(folder) as db:
+            await db.update(put)
+            await db.update(delete)
+
+    run(steps)
+    assert [key for key, _ in records(folder)] == [FORMAT_KEY, NEXT_KEY, (1).to_bytes(8, "big") + b"b"]
+
+
+def test_unknown_records_are_data_loss(tmp_path: Path) -> None:
+    folder = tmp_path / "db"
+    made(folder)
+    with lmdb.open(str(folder / "environment")) as env, env.begin(write=True) as txn:
+        txn.put((1).to_bytes(8, "big") + b"x", b"\x09rubbish")
+
+    async def steps() -> None:
+        async with opened(folder) as db:
+            with db.view() as root:
+                refuses(DataLoss, lambda: root.bucket(b"x"))
+                refuses(DataLoss, lambda: list(root.items()))
+                assert root.bucket(b"b") is not None
+
+    run(steps)
+
+
+def test_limit_refuses_puts_and_lets_deletes_pass(tmp_path: Path) -> None:
+    limit = 2 << 20
+
+    def put(root: Bucket, number: int) -> None:
+        root.create_bucket_if_missing(b"b").put(b"%05d" % number, bytes(4000))
+
+    def delete(root: Bucket, number: int) -> None:
+        bucket = root.bucket(b"b")
+        assert bucket is not None
+        bucket.delete(b"%05d" % number)
+
+    async def steps() -> None:
+        async with opened(tmp_path / "db", limit) as db:
+            stored = 0
+            while not db.stats().full:
+                await db.update(lambda root, number=stored: put(root, number))  # type: ignore[misc]
+                stored += 1
+            await fails_with(ResourceExhausted, db.update(lambda root: put(root, 9999)))
+            assert db.stats().used_bytes >= limit
+            for number in range(stored):
+                await db.update(lambda root, number=number: delete(root, number))  # type: ignore[misc]
+            await db.update(lambda root: put(root, 1))
+            assert stored > 200
+
+    run(steps)
+
+
+def test_update_beyond_the_map_fails_alone(tmp_path: Path) -> None:
+    async def steps() -> None:
+        async with opened(tmp_path / "db", 1 << 20) as db:
+            outcomes = await asyncio.gather(
+                db.update(lambda root: fill(root, b"a")),
+                db.update(lambda root: fill(root, b"huge", 16 << 20)),
+                db.update(lambda root: fill(root, b"c")),
+                return_exceptions=True,
+            )
+            assert [type(outcome) for outcome in outcomes] == [type(None), ResourceExhausted, type(None)]
+            assert sorted(contents(db)) == [b"a", b"c"]
+
+    run(steps)
+
+
+def test_swallowed_lack_of_room_still_fails_the_update(tmp_path: Path) -> None:
+    def swallow(root: Bucket) -> None:
+        fill(root, b"part")
+        refuses(ResourceExhausted, lambda: fill(root, b"huge", 16 << 20))
+
+    async def steps() -> None:
+        async with opened(tmp_path / "db", 1 << 20) as db:
+            await db.update(fill)
+            await fails_with(ResourceExhausted, db.update(swallow))
+            assert sorted(contents(db)) == [b"b"]
+
+    run(steps)
+
+
+def test_failed_commit_reaches_the_whole_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_commit(_self: object, txn: lmdb.Transaction[bytes]) -> None:
+        txn.abort()
+        raise ResourceExhausted("no room")
+
+    async def steps() -> None:
+        async with opened(tmp_path / "db") as db:
+            await db.update(fill)
+            with monkeypatch.context() as patch:
+                patch.setattr(environment.Environment, "commit", no_commit)
+                names = [b"%d" % number for number in range(5)]
+                updates = [db.update(lambda root, name=name: fill(root, name)) for name in names]  # type: ignore[misc]
+                outcomes = await asyncio.gather(*updates, return_exceptions=True)
+            assert [type(outcome) for outcome in outcomes] == [ResourceExhausted] * 5
+            await db.update(lambda root: fill(root, b"later"))
+            assert sorted(contents(db)) == [b"b", b"later"]
+
+    run(steps)
+
+
+def test_concurrent_updates_share_commits(tmp_path: Path) -> None:
+    async def steps() -> None:
+        async with opened(tmp_path / "db") as db:
+            await asyncio.gather(*(db.update(fill) for _ in range(100)))
+            stats = db.stats()
+            assert stats.updates == 100
+            assert stats.commits < 50
+
+    run(steps)
+
+
+def test_updates_run_on_the_writer_thread(tmp_path: Path) -> None:
+    async def steps() -> None:
+        async with opened(tmp_path / "db") as db:
+            threads = {await db.update(lambda _: threading.current_thread()) for _ in range(3)}
+            assert len(threads) == 1
+            assert threads != {threading.main_thread()}
+        assert not threads.pop().is_alive()
+
+    run(steps)
+
+
+def test_queue_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database, "MAX_QUEUED", 2)
+
+    async def steps() -> None:
+        async with opened(tmp_path / "db") as db:
+            gate = threading.Event()
+            ran: list[int] = []
+
+            def change(_: Bucket, number: int) -> None:
+                gate.wait(10)
+                ran.append(number)
+
+            tasks = [asyncio.create_task(db.update(lambda root, n=n: change(root, n))) for n in range(6)]
+            await asyncio.sleep(0)
+            assert db.stats().waiting == 6
+            for task in (tasks[1], *tasks[3:5]):
+                task.cancel()
+            await asyncio.sleep(0)
+            gate.set()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            assert ran == [0, 2, 5], "who was cancelled while queued or waiting for the queue never ran"
+            assert db.stats().waiting == 0
+
+    run(steps)
+
+
+def test_second_event_loop_is_refused(tmp_path: Path) -> None:
+    db = LmdbDatabase(tmp_path / "db", limit=LIMIT)
+    asyncio.run(db.update(fill))
+    with pytest.raises(Internal):
+        asyncio.run(db.update(fill))
+    asyncio.run(db.close())
+
+
+def test_views_are_counted_and_aged(tmp_path: Path) -> None:
+    async def steps() -> None:
+        async with opened(tmp_path / "db") as db:
+            await db.update(fill)
+            with db.view(), db.view():
+                assert db.stats().views == 2
+                assert db.stats().oldest_view_seconds >= 0
+            assert db.stats().views == 0
+            assert db.stats().oldest_view_seconds == 0
+            assert db.check_readers() == 0
+
+    run(steps)
+
+
+def test_view_that_outlives_the_store_fails_softly(tmp_path: Path) -> None:
+    async def steps() -> None:
+        db = LmdbDatabase(tmp_path / "db", limit=LIMIT)
+        await db.update(fill)
+        with db.view() as root:
+            await db.close()
+            refuses(Unavailable, lambda: root.bucket(b"b"))
+
+    run(steps)
+
+
+def test_backup_is_a_store(tmp_path: Path) -> None:
+    async def steps() -> None:
+        async with opened(tmp_path / "db") as db:
+            await db.update(fill)
+            await db.backup(tmp_path / "copy")
+            await db.update(lambda root: root.delete_bucket(b"b"))
+        async with opened(tmp_path / "copy") as copy:
+            assert contents(copy) == {b"b": (0, {b"k": b"v" * 100})}
+        assert not (tmp_path / "copy.new").exists()
+
+    run(steps)
+
+
+def test_fork_is_refused(tmp_path: Path) -> None:
+    script = """
+import asyncio, os, sys
+from pathlib import Path
+from moored.kernel.errors import Unavailable
+from moored.plugins.metadata.lmdb.database import LmdbDatabase
+
+db = LmdbDatabase(Path(sys.argv[1]), limit=1 << 20)
+if (child := os.fork()) == 0:
+    try:
+        with db.view():
+            os._exit(1)
+    except Unavailable as error:
+        os._exit(0 if "fork" in error.text else 2)
+assert os.waitpid(child, 0)[1] == 0
+asyncio.run(db.close())
+"""
+    paths = str(Path(__file__).resolve().parents[3] / "contrib" / "dev")
+    command = [sys.executable, "-c", script, str(tmp_path / "db")]
+    assert subprocess.run(command, env={**os.environ, "PYTHONPATH": paths}, check=False).returncode == 0
