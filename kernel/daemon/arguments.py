@@ -1,7 +1,8 @@
 """The daemon's command line: containerd's flags and `config` verbs, `config check` of our own, and installed commands.
 
 An installed command is an entry point in the group `moored.commands`: its name is the command, its value a function
-that takes the decoded command line and returns the exit status. It is imported only when it is called for.
+that takes the decoded command line and returns the exit status. It is imported only when it is called for. Besides what
+`parse` gives, the command line has `folders`, a function that gives the daemon's root and state.
 """
 
 from __future__ import annotations

@@ -16,11 +16,11 @@ from moored.config.main_section import Main
 from moored.config.report import line
 from moored.kernel.daemon import logs
 from moored.kernel.daemon.arguments import COMMAND_ENTRY_POINT_GROUP, parse
-from moored.kernel.daemon.assemble import Assembly, assemble, errors
-from moored.kernel.daemon.lock import FolderLock
+from moored.kernel.daemon.assemble import Assembly, assemble, errors, read_config
 from moored.kernel.daemon.process import join_cgroup, prepare_folders, set_oom_score
 from moored.kernel.daemon.version import full_version
-from moored.kernel.errors import MooredError
+from moored.kernel.errors import InvalidArgument, MooredError
+from moored.kernel.folderlock import FolderLock
 from moored.kernel.hooks import new_manager
 from moored.kernel.lifecycle import Kernel, Settings
 from moored.kernel.registry import Source, describe, entry_points
@@ -72,7 +72,16 @@ class _Commands:
         except Exception as error:  # noqa: BLE001 - the import of somebody else's code ends here
             sys.stderr.write(f"moored: command {args.command!r} cannot be imported: {describe(error)}\n")
             return 1
+        args.folders = lambda: _folders(args)
         return command(args)
+
+
+def _folders(args: argparse.Namespace) -> tuple[Path, Path]:
+    """Root and state as a daemon with this command line has them. Raises InvalidArgument for a config with errors."""
+    config = read_config(args)
+    if config.main is None:
+        raise InvalidArgument("the config has errors, `moored config check` lists them")
+    return Path(config.main.root), Path(config.main.state)
 
 
 def _config_verb(args: argparse.Namespace) -> int:
