@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
+import shutil
 import subprocess
 import sys
 import time
@@ -26,7 +26,7 @@ from moored.api.types.event_pb2 import Envelope
 from moored.kernel import payloads as p
 
 DEBIAN = Path("/usr/bin/containerd")
-CTRS = (Path("/usr/bin/ctr"), Path("/opt/ctd2/ctr"))
+CTRS = [Path(p) for p in (shutil.which("ctr"), *os.environ.get("MOORED_TEST_CTRS", "").split(os.pathsep)) if p]
 SECONDS = 30.0
 ONE = (("containerd-namespace", "one"),)
 
@@ -52,10 +52,7 @@ def beside_containerd(test: Callable[..., None]) -> Callable[..., None]:
 
 ctr_of_any_age = pytest.mark.parametrize(
     "ctr",
-    [
-        pytest.param(ctr, marks=pytest.mark.skipif(not ctr.exists(), reason=f"needs {ctr}"), id=ctr.parent.name)
-        for ctr in CTRS
-    ],
+    [pytest.param(ctr, id=str(number)) for number, ctr in enumerate(CTRS)],
 )
 
 EVENTS: Sequence[tuple[str, p.Payload | p.Packed]] = (
@@ -142,7 +139,7 @@ def ctr_events(ctr: Path, socket: Path, output: Path, *filters: str) -> Iterator
             wait_until(probed, lambda: f"ctr does not listen, it ended with {process.poll()}")
         yield take
     finally:
-        process.send_signal(signal.SIGINT)
+        process.terminate()
         process.wait(SECONDS)
 
 

@@ -14,9 +14,9 @@ from contextlib import suppress
 
 from moored.kernel.errors import AlreadyExists, DataLoss, FailedPrecondition, NotFound
 from moored.kernel.ports.content import ALGORITHMS, MAX_CHUNK, Digest, Info, digest_fault
+from moored.kernel.workers import Stop
 from moored.plugins.content.local.faults import Unsafe, about, port_error
 from moored.plugins.content.local.layout import folder, open_file, open_folder
-from moored.plugins.content.local.workers import Stop
 
 
 class Blobs:

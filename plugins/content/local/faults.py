@@ -3,42 +3,21 @@
 from __future__ import annotations
 
 import errno
-import os
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Final
 
-from moored.kernel.errors import (
-    DataLoss,
-    FailedPrecondition,
-    MooredError,
-    NotFound,
-    PermissionDenied,
-    ResourceExhausted,
-    Unknown,
-)
+from moored.kernel import oserrors
+from moored.kernel.errors import FailedPrecondition, MooredError, NotFound
 
-_BY_ERRNO: Final[Mapping[int, type[MooredError]]] = MappingProxyType(
+_SPECIAL: Final = MappingProxyType[int, type[MooredError]](
     {
-        errno.ENOENT: NotFound,
-        errno.EACCES: PermissionDenied,
-        errno.EPERM: PermissionDenied,
-        errno.EROFS: FailedPrecondition,
         # What stands in the folder is not what the layout wants there.
         errno.ELOOP: FailedPrecondition,
         errno.ENOTDIR: FailedPrecondition,
         errno.EISDIR: FailedPrecondition,
         errno.ENOTEMPTY: FailedPrecondition,
-        errno.ENOSPC: ResourceExhausted,
-        errno.EDQUOT: ResourceExhausted,
-        errno.EFBIG: ResourceExhausted,
-        errno.EMFILE: ResourceExhausted,
-        errno.ENFILE: ResourceExhausted,
-        errno.ENOMEM: ResourceExhausted,
-        errno.EIO: DataLoss,
-        errno.EUCLEAN: DataLoss,
-        errno.EBADMSG: DataLoss,
     }
 )
 
@@ -49,10 +28,9 @@ class Unsafe(Exception):
 
 def port_error(what: str, error: OSError) -> MooredError:
     """Give the port's error for an operating system's error met with `what` (`content sha256:..`)."""
-    kind = _BY_ERRNO.get(error.errno or 0, Unknown)
-    if kind is NotFound:
+    if error.errno == errno.ENOENT:
         return NotFound(what)
-    return kind(f"{what}: {os.strerror(error.errno or 0).lower()}")
+    return oserrors.port_error(what, error, _SPECIAL)
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from typing import Final
 
 from moored.kernel.errors import DataLoss, FailedPrecondition, OutOfRange
 from moored.kernel.ports.content import MAX_REF_BYTES, Chunk, Digest, Status
+from moored.kernel.workers import Stop
 from moored.plugins.content.local.blobs import hash_file
 from moored.plugins.content.local.faults import Unsafe
 from moored.plugins.content.local.layout import (
@@ -30,7 +31,6 @@ from moored.plugins.content.local.layout import (
     stamp,
     write_small,
 )
-from moored.plugins.content.local.workers import Stop
 
 _WRITABLE: Final = 0o644
 _HURRY: Final = 8 << 20

@@ -10,8 +10,8 @@ from typing import Final, Self
 
 from moored.kernel.errors import DataLoss, FailedPrecondition, InvalidArgument, OutOfRange
 from moored.kernel.ports.content import MAX_CHUNK, Digest
+from moored.kernel.workers import Workers, finished
 from moored.plugins.content.local.faults import about
-from moored.plugins.content.local.workers import Workers, finished
 
 
 class LocalReader:

@@ -14,12 +14,12 @@ from structlog.typing import FilteringBoundLogger
 from moored.kernel.errors import DataLoss, InvalidArgument, NotFound, Unimplemented
 from moored.kernel.filters import Filter, MappingAdaptor, compile_filters
 from moored.kernel.ports.content import CANONICAL, MAX_REF_BYTES, Digest, Info, Status
+from moored.kernel.workers import Stop, Workers
 from moored.plugins.content.local.blobs import Blobs
 from moored.plugins.content.local.faults import about
 from moored.plugins.content.local.ingest import ingest_name, names, read_status, remove_entry
 from moored.plugins.content.local.layout import Layout
 from moored.plugins.content.local.reader import LocalReader
-from moored.plugins.content.local.workers import Stop, Workers
 from moored.plugins.content.local.writer import Ingests, LocalWriter, shown
 
 THREADS = 16

@@ -22,6 +22,7 @@ from moored.kernel.errors import (
     Unavailable,
 )
 from moored.kernel.ports.content import Chunk, Digest, Info, Status
+from moored.kernel.workers import Stop, Turns, Workers
 from moored.plugins.content.local.blobs import Blobs
 from moored.plugins.content.local.faults import Unsafe, about
 from moored.plugins.content.local.ingest import (
@@ -31,7 +32,6 @@ from moored.plugins.content.local.ingest import (
     read_status,
     remove_entry,
 )
-from moored.plugins.content.local.workers import Stop, Turns, Workers
 
 OVERLAP: Final = 256 << 10
 """From this many bytes on, hashing and writing run side by side; below it the hand-over costs more."""

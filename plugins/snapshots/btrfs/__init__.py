@@ -1,0 +1,1 @@
+"""The btrfs snapshotter: each snapshot is a subvolume."""

@@ -1,0 +1,1 @@
+"""The overlayfs snapshotter: each snapshot is a folder with what differs from its parent."""

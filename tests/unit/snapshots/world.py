@@ -1,0 +1,120 @@
+"""Snapshotters for tests, on the file systems that they need, and what they may not leave behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+from collections.abc import AsyncGenerator, Generator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
+from pathlib import Path
+
+import structlog
+
+from moored.kernel import mounts as mounting
+from moored.kernel.ports.mounts import Mount
+from moored.plugins.metadata.lmdb.opener import LmdbOpener
+from moored.plugins.snapshots.blockfile.layers import BlockfileLayers
+from moored.plugins.snapshots.blockfile.layers import Options as BlockfileOptions
+from moored.plugins.snapshots.btrfs.layers import BtrfsLayers
+from moored.plugins.snapshots.layers import Layers
+from moored.plugins.snapshots.native.layers import NativeLayers
+from moored.plugins.snapshots.overlayfs.layers import Options, OverlayLayers
+from moored.plugins.snapshots.snapshotter import RecordedSnapshotter, open_snapshotter
+
+KINDS = ("native", "overlayfs", "btrfs", "blockfile")
+LOG = structlog.get_logger()
+
+
+def layers_of(kind: str, root: Path) -> Layers:
+    """The layers of a kind, with its defaults."""
+    if kind == "native":
+        return NativeLayers(root)
+    if kind == "btrfs":
+        return BtrfsLayers(root)
+    if kind == "blockfile":
+        return BlockfileLayers(root, BlockfileOptions(scratch_file=str(root.parent / "scratch")))
+    return OverlayLayers(root, Options())
+
+
+@asynccontextmanager
+async def opened(layers: Layers) -> AsyncGenerator[RecordedSnapshotter]:
+    """A running snapshotter."""
+    async with open_snapshotter(layers, LmdbOpener(LOG), LOG) as snapshotter:
+        yield snapshotter
+
+
+@asynccontextmanager
+async def mounted(mounts: Sequence[Mount]) -> AsyncGenerator[Path]:
+    """The mounts on a new folder."""
+    context = mounting.mounted(mounts)
+    place = await asyncio.to_thread(context.__enter__)
+    try:
+        yield place
+    finally:
+        await asyncio.to_thread(context.__exit__, None, None, None)
+
+
+@contextmanager
+def image(file: Path, size: int, *mkfs: str, place: Path) -> Generator[Path]:
+    """A file system in a file, mounted on `place` for the block."""
+    with file.open("wb") as made:
+        made.truncate(size)
+    subprocess.run([*mkfs, str(file)], check=True, capture_output=True)
+    place.mkdir()
+    kind = mkfs[0].partition(".")[2]
+    mounting.mount(Mount(type=kind, source=str(file), options=("loop",)), place)
+    try:
+        yield place
+    finally:
+        mounting.unmount_all(place)
+
+
+def scratch(file: Path) -> None:
+    """An empty ext4 in a file, with a root that all may enter."""
+    with file.open("wb") as made:
+        made.truncate(16 << 20)
+    options = ("-q", "-E", "lazy_itable_init=1,nodiscard,root_owner=0:0", "-O", "^has_journal", "-m", "0")
+    subprocess.run(["mkfs.ext4", *options, str(file)], check=True, capture_output=True)
+
+
+@contextmanager
+def nothing_left() -> Generator[None]:
+    """Fails if the block leaves a mount, a loop device, a descriptor or a process."""
+    before = _things()
+    yield
+    after = _things()
+    assert {key: after[key] - before[key] for key in after} == {key: set() for key in after}
+
+
+def _descriptors() -> Generator[str]:
+    for one in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):  # that of the listing itself
+            yield f"{one.name} {one.readlink()}"
+
+
+def _things() -> dict[str, set[str]]:
+    mounts = {line.split(" ")[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()}
+    here = os.getpid()
+    return {
+        "mounts": {place for place in mounts if "pytest" in place or "/mount-" in place},
+        "loops": {
+            backing.read_text().strip()
+            for backing in Path("/sys/block").glob("loop*/loop/backing_file")
+            if "pytest" in backing.read_text()
+        },
+        "descriptors": set(_descriptors()),
+        "children": set(Path(f"/proc/self/task/{here}/children").read_text().split()),
+    }
+
+
+@contextmanager
+def place_for(kind: str, folder: Path) -> Generator[Path]:
+    """A folder on a file system that a kind of snapshotter works on."""
+    if kind == "btrfs":
+        with image(folder / "image", 512 << 20, "mkfs.btrfs", place=folder / "btrfs") as place:
+            yield place
+        return
+    if kind == "blockfile":
+        scratch(folder / "scratch")
+    yield folder
