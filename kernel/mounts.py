@@ -329,16 +329,24 @@ def unmount(target: Path, *, lazy: bool = False) -> None:
 
 
 def unmount_all(target: Path, *, lazy: bool = False) -> None:
-    """Unmount until nothing is mounted on `target`; a missing one is fine. Raises OSError."""
-    while True:
-        try:
-            unmount(target, lazy=lazy)
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            if error.errno == errno.EINVAL:
-                return
-            raise
+    """Unmount until nothing is mounted on `target` or below it; a missing one is fine. Raises OSError."""
+    for point in (*_mount_points_below(target), target):
+        while True:
+            try:
+                unmount(point, lazy=lazy)
+            except FileNotFoundError:
+                break
+            except OSError as error:
+                if error.errno == errno.EINVAL:
+                    break
+                raise
+
+
+def _mount_points_below(target: Path) -> list[Path]:
+    """The last mounted first."""
+    lines = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
+    points = [Path(_unescaped(line.split(" ")[4])) for line in lines]
+    return [point for point in reversed(points) if target in point.parents]
 
 
 @contextmanager

@@ -28,6 +28,8 @@ UPDATED_AT: Final = b"updatedat"
 LABELS: Final = b"labels"
 
 _TIME: Final = struct.Struct(">Bqih")
+_TIME_FORMS: Final = ((1, _TIME.size), (2, _TIME.size + 1))
+"""Version and length."""
 _SECOND: Final = 10**9
 _EPOCH: Final = 62135596800
 """Seconds from year 1 to 1970."""
@@ -84,7 +86,7 @@ def decode_time(data: bytes | None) -> int:
     if data is None:
         return ZERO_TIME
     # The second version has the zone's odd seconds behind.
-    if (len(data), data[:1]) not in {(_TIME.size, b"\x01"), (_TIME.size + 1, b"\x02")}:
+    if not data or (data[0], len(data)) not in _TIME_FORMS:
         raise DataLoss(f"record has the time {data[:20]!r}, wanted {_TIME.size} bytes of version 1")
     _, seconds, rest, _ = _TIME.unpack_from(data)
     return int((seconds - _EPOCH) * _SECOND + rest)

@@ -28,7 +28,7 @@ from moored.kernel.hooks import new_manager
 from moored.kernel.lifecycle import Kernel, Settings
 from moored.kernel.namespaces import LEASE, current_namespace
 from moored.kernel.plugin import InitContext, PluginType, Registration
-from moored.kernel.ports.daemon import ConfigCheck, EffectiveConfig, Outcome, PluginRecord
+from moored.kernel.ports.daemon import ConfigCheck, EffectiveConfig, Outcome, PluginRecord, StreamProcessor
 from moored.kernel.ports.introspection import WARNING
 from moored.kernel.ports.services import GrpcRegistrar
 from moored.kernel.registry import Candidate, Loaded, Source
@@ -74,6 +74,9 @@ class FakeDaemon:
 
     def timeout(self, name: str) -> float | None:
         return self.timeouts.get(name)
+
+    def stream_processors(self) -> Sequence[StreamProcessor]:
+        return ()
 
     async def config(self) -> EffectiveConfig:
         return self.effective

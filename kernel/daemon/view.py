@@ -26,6 +26,7 @@ from moored.kernel.ports.daemon import (
     ConfigValue,
     EffectiveConfig,
     PluginRecord,
+    StreamProcessor,
 )
 
 
@@ -56,6 +57,20 @@ class View:
         """Seconds of `[timeouts]."name"`."""
         found = self._main.timeouts.get(name)
         return None if found is None else float(found)
+
+    def stream_processors(self) -> Sequence[StreamProcessor]:
+        """`[stream_processors]` of the config."""
+        return tuple(
+            StreamProcessor(
+                id=name,
+                accepts=tuple(found.accepts),
+                returns=found.returns,
+                path=found.path,
+                args=tuple(found.args),
+                env=tuple(found.env),
+            )
+            for name, found in self._main.stream_processors.items()
+        )
 
     async def config(self) -> EffectiveConfig:
         """The effective config; hashing its files again happens in a thread."""

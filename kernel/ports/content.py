@@ -28,6 +28,9 @@ ALGORITHMS: Final[Mapping[str, int]] = MappingProxyType({"sha256": 64, "sha384":
 CANONICAL: Final = "sha256"
 """The algorithm where nothing asks for another."""
 
+NO_LABELS: Final[Mapping[str, str]] = MappingProxyType({})
+"""The labels of a blob that has none."""
+
 _SHAPE: Final = re.compile(r"[a-z0-9]+(?:[.+_-][a-z0-9]+)*:[a-zA-Z0-9=_-]+")
 _HEX: Final = re.compile(r"[a-f0-9]+")
 
@@ -186,6 +189,17 @@ class Writer(Protocol):
     ) -> None: ...
 
 
+class LabelledWriter(Writer, Protocol):
+    """A writer of a store that keeps labels."""
+
+    async def commit(self, size: int = 0, expected: str = "", labels: Mapping[str, str] = NO_LABELS) -> Info:
+        """Do as the Writer's, and give the new blob these labels at once; empty values are not stored.
+
+        Raises InvalidArgument for a label that is too long, before anything is done. Of a blob that is there already
+        the labels stay as they are.
+        """
+
+
 class ContentStore(Protocol):
     """Bytes by digest, for all namespaces alike.
 
@@ -250,6 +264,17 @@ class ContentStore(Protocol):
         """Remove an ingest, even an open one: its writer's next call then raises Aborted. Raises NotFound.
 
         The ref is free again at the latest when that writer is closed. Works on a full disk.
+        """
+
+
+class LabelledContentStore(ContentStore, Protocol):
+    """A store that keeps labels: one namespace's blobs, or those of another daemon."""
+
+    async def writer(self, ref: str, total: int = 0, expected: str = "") -> LabelledWriter:
+        """See ContentStore.
+
+        Where the store can see that the bytes of expected are there though this namespace's blob is not, the ingest
+        begins with all of them: offset is the blob's size, and commit needs no data.
         """
 
 

@@ -107,6 +107,22 @@ class ConfigCheck:
     changes: tuple[ConfigChange, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamProcessor:
+    """A program that turns layers of some media types into another one, from its stdin to its stdout.
+
+    It gets the media type in the environment as STREAM_PROCESSOR_MEDIATYPE, and its payload, if there is one, on
+    descriptor 3. A status other than 0 fails the apply with what it wrote to stderr.
+    """
+
+    id: str
+    accepts: tuple[str, ...]
+    returns: str
+    path: str
+    args: tuple[str, ...] = ()
+    env: tuple[str, ...] = ()
+
+
 class DaemonView(Protocol):
     """Read-only. Methods may be called from the event loop at any time and do not block, check_config apart.
 
@@ -127,6 +143,9 @@ class DaemonView(Protocol):
 
     def timeout(self, name: str) -> float | None:
         """Seconds configured under `[timeouts]`, None where the name is not set."""
+
+    def stream_processors(self) -> Sequence[StreamProcessor]:
+        """`[stream_processors]`, those of later files last."""
 
     async def config(self) -> EffectiveConfig:
         """The effective config, and whether its files changed."""

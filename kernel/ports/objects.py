@@ -8,7 +8,7 @@ from typing import Protocol
 
 from moored.kernel.plugin import PluginType
 from moored.kernel.ports.containers import ContainerStore
-from moored.kernel.ports.content import ContentStore
+from moored.kernel.ports.content import LabelledContentStore
 from moored.kernel.ports.images import ImageStore
 from moored.kernel.ports.leases import LeaseManager
 from moored.kernel.ports.namespaces import NamespaceStore
@@ -22,6 +22,8 @@ class Collection:
     pause_seconds: float
     seconds: float
     removed: Mapping[str, int]
+    next_expiry: int | None = None
+    """When the next of the objects that are there will have expired, nanoseconds since 1970; None for none."""
 
 
 class Objects(Protocol):
@@ -34,7 +36,7 @@ class Objects(Protocol):
     images: ImageStore
     containers: ContainerStore
     leases: LeaseManager
-    content: ContentStore
+    content: LabelledContentStore
     """Records of the namespace over the shared blobs of the raw store; labels are kept."""
 
     def snapshotter(self, name: str) -> Snapshotter:

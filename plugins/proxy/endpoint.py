@@ -6,9 +6,16 @@ address it could not reach.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    asynccontextmanager,
+    contextmanager,
+    suppress,
+)
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
 
 from moored.api.errors import from_status
 from moored.kernel.errors import InvalidArgument, Unavailable
@@ -21,8 +28,10 @@ if TYPE_CHECKING:
     M = TypeVar("M", bound=Message)
 else:
     M = TypeVar("M")
+P = TypeVar("P")
 
 NAMESPACE_HEADER = "containerd-namespace"
+LEASE_HEADER = "containerd-lease"
 CONNECT_SECONDS = 5.0
 """How long a call waits for the connection."""
 RECONNECT_SECONDS = 1.0
@@ -75,6 +84,7 @@ class RemoteEndpoint:
         response_type: type[M],
         namespace: str = "",
         *,
+        lease: str = "",
         timeout: float | None = None,  # noqa: ASYNC109 - it travels to the other side
     ) -> M:
         """Call `/SERVICE/METHOD` and return its answer.
@@ -82,18 +92,39 @@ class RemoteEndpoint:
         The other side's errors arrive as what they were there. Raises Unavailable naming the address if nobody can be
         reached there within CONNECT_SECONDS, DeadlineExceeded after `timeout` seconds.
         """
-        import grpc.aio
-
         channel = await self._connected()
         call: Any = channel.unary_unary(
             method, request_serializer=_serialize, response_deserializer=response_type.FromString
         )
-        metadata = ((NAMESPACE_HEADER, namespace),) if namespace else None
-        try:
-            answer: M = await call(request, metadata=metadata, timeout=timeout)
-        except grpc.aio.AioRpcError as error:
-            raise self._mapped(error) from error
+        with self._errors():
+            answer: M = await call(request, metadata=_headers(namespace, lease), timeout=timeout)
         return answer
+
+    async def server_stream(
+        self, method: str, request: Message, response_type: type[M], namespace: str = ""
+    ) -> AsyncGenerator[M]:
+        """Call `/SERVICE/METHOD` and give its answers, errors as `unary`; closing the generator cancels the call."""
+        channel = await self._connected()
+        start: Any = channel.unary_stream(
+            method, request_serializer=_serialize, response_deserializer=response_type.FromString
+        )
+        call = start(request, metadata=_headers(namespace, ""))
+        try:
+            with self._errors():
+                async for answer in call:
+                    yield answer
+        finally:
+            call.cancel()
+
+    async def bidi_stream(
+        self, method: str, response_type: type[M], namespace: str = "", *, lease: str = ""
+    ) -> RemoteStream[M]:
+        """Begin `/SERVICE/METHOD`; errors as `unary`."""
+        channel = await self._connected()
+        start: Any = channel.stream_stream(
+            method, request_serializer=_serialize, response_deserializer=response_type.FromString
+        )
+        return RemoteStream(start(metadata=_headers(namespace, lease)), self._errors)
 
     async def close(self) -> None:
         """Close the connection; calls under way are cancelled."""
@@ -103,8 +134,6 @@ class RemoteEndpoint:
 
     async def _connected(self) -> grpc.aio.Channel:
         """The channel, once somebody answers at the other end."""
-        import asyncio
-
         import grpc
 
         channel = self._channel = self._channel or _dial(self.address)
@@ -118,6 +147,16 @@ class RemoteEndpoint:
             raise Unavailable(f"no connection to {self.address!r} within {CONNECT_SECONDS:g}s") from error
         return channel
 
+    @contextmanager
+    def _errors(self) -> Generator[None]:
+        """Raise what the other side, or the way to it, answers as an error of the closed set."""
+        import grpc.aio
+
+        try:
+            yield
+        except grpc.aio.AioRpcError as error:
+            raise self._mapped(error) from error
+
     def _mapped(self, error: grpc.aio.AioRpcError) -> Exception:
         code = error.code().value[0]
         text = error.details() or ""
@@ -127,8 +166,50 @@ class RemoteEndpoint:
         return found
 
 
+class RemoteStream(Generic[M]):
+    """A call in which both sides send any number of messages. Ask and end it from one task at a time."""
+
+    def __init__(self, call: Any, errors: Callable[[], AbstractContextManager[None]]) -> None:
+        self._call = call
+        self._errors = errors
+
+    async def ask(self, request: Message) -> M:
+        """Send a message and give the answer to it.
+
+        Raises the other side's error, or Unavailable if it ends the call without one. When cancelled, so is the call.
+        """
+        import grpc.aio
+
+        with self._errors():
+            # Ended by the other side: `read` tells why.
+            with suppress(asyncio.InvalidStateError):
+                await self._call.write(request)
+            answer: Any = await self._call.read()
+        if answer is grpc.aio.EOF:
+            raise Unavailable("the other side ended the call without an answer")
+        return cast(M, answer)
+
+    async def end(self) -> None:
+        """Say that no more is coming and wait until the other side has ended too; its error is of no interest now."""
+        import grpc.aio
+
+        with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            await self._call.done_writing()
+            while await self._call.read() is not grpc.aio.EOF:
+                pass
+
+    def cancel(self) -> None:
+        """End it at once."""
+        self._call.cancel()
+
+
 def registration(name: str, settings: ProxySettings) -> Registration[RemoteEndpoint, None]:
     """Make the plugin `<type>.<name>`. Raises InvalidArgument for a type or an address that cannot be."""
+    return registration_of(name, settings, lambda endpoint: endpoint)
+
+
+def registration_of(name: str, settings: ProxySettings, port: Callable[[RemoteEndpoint], P]) -> Registration[P, None]:
+    """Make the plugin `<type>.<name>` that yields what `port` makes of the endpoint. Raises as `registration`."""
     if settings.type not in TYPES:
         raise InvalidArgument(f"proxies of type {settings.type!r} are unknown, wanted one of {', '.join(TYPES)}")
     if not settings.address:
@@ -136,23 +217,23 @@ def registration(name: str, settings: ProxySettings) -> Registration[RemoteEndpo
     return Registration(
         kind=PluginType(settings.type),
         id=name,
-        open=_opener(settings),
+        open=_opener(settings, port),
         summary=f"proxy for the plugin at {settings.address}",
     )
 
 
 def _opener(
-    settings: ProxySettings,
-) -> Callable[[InitContext[None]], AbstractAsyncContextManager[RemoteEndpoint]]:
+    settings: ProxySettings, port: Callable[[RemoteEndpoint], P]
+) -> Callable[[InitContext[None]], AbstractAsyncContextManager[P]]:
     @asynccontextmanager
-    async def open_(ctx: InitContext[None]) -> AsyncGenerator[RemoteEndpoint]:
+    async def open_(ctx: InitContext[None]) -> AsyncGenerator[P]:
         ctx.facts.exports.update({**settings.exports, "address": settings.address})
         ctx.facts.capabilities.extend(settings.capabilities)
         if settings.platform:
             ctx.facts.platforms.append(settings.platform)
         endpoint = RemoteEndpoint(settings.address)
         try:
-            yield endpoint
+            yield port(endpoint)
         finally:
             await endpoint.close()
 
@@ -177,6 +258,10 @@ def _dial(address: str) -> grpc.aio.Channel:
             ("grpc.use_local_subchannel_pool", 1),
         ],
     )
+
+
+def _headers(namespace: str, lease: str) -> tuple[tuple[str, str], ...]:
+    return tuple((key, value) for key, value in ((NAMESPACE_HEADER, namespace), (LEASE_HEADER, lease)) if value)
 
 
 def _serialize(message: Message) -> bytes:

@@ -26,4 +26,4 @@ def test_local_store(check: Check, tmp_path: Path) -> None:
     fds, threads = open_files(), threading.active_count()
     asyncio.run(run())
     assert open_files() == fds
-    assert threading.active_count() == threads
+    assert threading.active_count() <= threads  # of an earlier test one may end meanwhile

@@ -23,4 +23,4 @@ def test_snapshotter(check: Check, kind: str, tmp_path: Path) -> None:
     threads = threading.active_count()
     with nothing_left(), place_for(kind, tmp_path) as place:
         asyncio.run(run(place / "snapshotter"))
-    assert threading.active_count() == threads
+    assert threading.active_count() <= threads  # of an earlier test one may end meanwhile

@@ -147,12 +147,12 @@ def test_93_proxy_plugin_at_a_dead_address_does_not_delay_the_start(tmp_path: Pa
 
 
 def test_100_daemon_without_what_a_service_needs_says_so_and_is_unhealthy(tmp_path: Path) -> None:
-    disabled = "version = 4\ndisabled_plugins = ['io.containerd.service.v1.introspection-service']\n"
+    disabled = "version = 4\ndisabled_plugins = ['io.containerd.metadata.v1.bolt']\n"
     with Daemon(tmp_path, disabled) as daemon:
         log = daemon.text()
 
     assert "unhealthy" in log
-    assert "io.containerd.grpc.v1.introspection is blocked" in log
+    assert "io.containerd.grpc.v1.images is blocked" in log
 
 
 def test_every_problem_is_reported_at_once(tmp_path: Path) -> None:

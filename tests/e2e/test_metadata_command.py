@@ -2,50 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
+from peers import collect_garbage, containerd, ctr, needs_containerd
 
-BINARY = shutil.which("containerd")
-CTR = shutil.which("ctr")
-pytestmark = [
-    pytest.mark.peer,
-    pytest.mark.root,
-    pytest.mark.skipif(not BINARY or not CTR or os.geteuid() != 0, reason="needs root and Debian's containerd"),
-]
-
-
-@contextmanager
-def containerd(folder: Path) -> Iterator[Path]:
-    """A containerd of its own, below `folder`; gives its socket."""
-    folder.mkdir(exist_ok=True)
-    (folder / "config.toml").write_text('version = 2\ndisabled_plugins = ["io.containerd.grpc.v1.cri"]\n')
-    address = folder / "c.sock"
-    paths = ["-c", folder / "config.toml", "--root", folder / "root", "--state", folder / "state", "-a", address]
-    with (folder / "log").open("ab") as log:
-        process = subprocess.Popen([str(BINARY), *map(str, paths)], stdout=log, stderr=log)
-    try:
-        deadline = time.monotonic() + 30
-        while subprocess.run([str(CTR), "-a", address, "version"], capture_output=True, check=False).returncode:
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-        yield address
-    finally:
-        process.terminate()
-        process.wait(30)
-
-
-def ctr(address: Path, *words: str, data: bytes = b"") -> str:
-    done = subprocess.run([str(CTR), "-a", address, *words], input=data, capture_output=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.decode()
+pytestmark = needs_containerd
 
 
 def moored(root: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -55,10 +21,14 @@ def moored(root: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 def fill(address: Path) -> None:
     """One object of each kind that lasts, in two namespaces."""
+    collect_garbage(address)  # the one that follows a start would take what has no label yet
     for namespace in ("default", "other"):
         ctr(address, "-n", namespace, "namespaces", "label", namespace, "tier=test")
         ctr(address, "-n", namespace, "leases", "create", "--id", f"lease-{namespace}", "why=test")
-        ctr(address, "-n", namespace, "content", "ingest", f"ref-{namespace}", data=namespace.encode() * 1000)
+        content = namespace.encode() * 1000
+        ctr(address, "-n", namespace, "content", "ingest", f"ref-{namespace}", data=content)
+        digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
+        ctr(address, "-n", namespace, "content", "label", digest, "containerd.io/gc.root=test")
         ctr(address, "-n", namespace, "snapshots", "--snapshotter", "native", "prepare", "work")
         ctr(address, "-n", namespace, "snapshots", "--snapshotter", "native", "commit", "base", "work")
         ctr(address, "-n", namespace, "snapshots", "--snapshotter", "native", "prepare", "on-top", "base")

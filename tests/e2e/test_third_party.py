@@ -214,13 +214,13 @@ def test_unknown_key_of_a_third_party_plugin_is_refused_with_a_suggestion(
 def test_essential_service_that_is_blocked_makes_the_daemon_unhealthy(environment: Environment, tmp_path: Path) -> None:
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-    disabled = 'version = 4\ndisabled_plugins = ["io.containerd.service.v1.introspection-service"]\n'
+    disabled = 'version = 4\ndisabled_plugins = ["io.containerd.metadata.v1.bolt"]\n'
     with Daemon(tmp_path, disabled, python=environment()) as daemon, daemon.channel() as channel:
         health = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
-        introspection = daemon.plugins()["io.containerd.grpc.v1.introspection"]
+        images = daemon.plugins()["io.containerd.grpc.v1.images"]
 
     assert health.status == health_pb2.HealthCheckResponse.NOT_SERVING
-    assert outcome(introspection) == "blocked"
+    assert outcome(images) == "blocked"
 
 
 def test_unknown_service_is_unimplemented(harbour: Daemon) -> None:

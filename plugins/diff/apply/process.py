@@ -1,0 +1,38 @@
+"""The process that unpacks one layer: `python -m moored.plugins.diff.apply.process REPORT_FD`.
+
+Task (JSON): root, lowers (null for a plain folder), userxattr, devices, sync, max_entries, max_bytes; the tar follows
+on descriptor 0. Report: entries, bytes (logical size of all files), warnings; or error and text.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from moored.plugins.diff.apply.layer import Layer
+from moored.plugins.diff.child import lock_in, open_root, serve
+from moored.plugins.diff.faults import text_of
+from moored.plugins.diff.syscalls import Syscalls
+from moored.plugins.diff.tar.reader import Reader
+from moored.plugins.diff.tree import Tree
+
+
+def work(task: dict[str, Any], syscalls: Syscalls) -> dict[str, Any]:
+    """Apply the archive on descriptor 0 and read it to its end; the report."""
+    try:
+        root = open_root(task["root"])
+        lowers = None if task["lowers"] is None else [Tree(open_root(path), syscalls) for path in task["lowers"]]
+    except OSError as fault:
+        raise text_of(fault, "cannot open the folder of a mount") from fault
+    lock_in(root)
+    layer = Layer(Tree(root, syscalls), syscalls, lowers=lowers, userxattr=task["userxattr"], devices=task["devices"])
+    reader = Reader(lambda size: os.read(0, size), max_entries=task["max_entries"], max_bytes=task["max_bytes"])
+    layer.apply(reader)
+    reader.drain()
+    if task["sync"]:
+        syscalls.sync_file_system(root)
+    return {"entries": reader.entries, "bytes": reader.bytes, "warnings": layer.warnings}
+
+
+if __name__ == "__main__":
+    serve(work)

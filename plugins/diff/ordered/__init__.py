@@ -1,0 +1,1 @@
+"""All differs of the daemon as one."""

@@ -1,0 +1,86 @@
+"""System calls that Python has no name for: openat2, fchmodat2, syncfs and prctl.
+
+Numbers are those of the table that all architectures share since Linux 5.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import stat
+
+_OPENAT2, _FCHMODAT2 = 437, 452
+_AT_SYMLINK_NOFOLLOW = 0x100
+_PR_SET_NO_NEW_PRIVS = 38
+
+RESOLVE_NO_MAGICLINKS, RESOLVE_IN_ROOT = 0x02, 0x10
+
+
+class _OpenHow(ctypes.Structure):
+    _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
+
+
+class Syscalls:
+    """The calls, with what this kernel has of them; OSError as from `os`.
+
+    has_openat2, has_fchmodat2   whether to use these; False once the kernel said that it lacks them, or a test
+    """
+
+    def __init__(self) -> None:
+        self._libc = ctypes.CDLL(None, use_errno=True)
+        self._syscall = self._libc.syscall
+        self._syscall.restype = ctypes.c_long
+        self.has_openat2 = True
+        self.has_fchmodat2 = True
+
+    def open_in_root(self, root: int, path: bytes, flags: int) -> int:
+        """Open a path that cannot leave the folder `root`: its links and `..` are resolved as if that were `/`.
+
+        Raises NotImplementedError where there is no openat2 (Linux before 5.6, some seccomp filters).
+        """
+        if not self.has_openat2:
+            raise NotImplementedError
+        how = _OpenHow(flags | os.O_CLOEXEC, 0, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
+        while True:
+            found: int = self._syscall(
+                ctypes.c_long(_OPENAT2), ctypes.c_int(root), path, ctypes.byref(how), ctypes.c_size_t(24)
+            )
+            if found >= 0:
+                return found
+            code = ctypes.get_errno()
+            if code in {errno.ENOSYS, errno.EPERM}:
+                self.has_openat2 = False
+                raise NotImplementedError
+            # EAGAIN: something was renamed meanwhile
+            if code not in {errno.EINTR, errno.EAGAIN}:
+                raise OSError(code, os.strerror(code))
+
+    def chmod(self, folder: int, name: bytes, mode: int) -> None:
+        """Change the mode of what has that name in a folder, nothing if it is a symbolic link."""
+        if self.has_fchmodat2:
+            done = self._syscall(
+                ctypes.c_long(_FCHMODAT2),
+                ctypes.c_int(folder),
+                name,
+                ctypes.c_uint(mode),
+                ctypes.c_int(_AT_SYMLINK_NOFOLLOW),
+            )
+            code = ctypes.get_errno() if done else 0
+            if code not in {errno.ENOSYS, errno.EPERM}:
+                if code not in {0, errno.EOPNOTSUPP}:
+                    raise OSError(code, os.strerror(code))
+                return
+            self.has_fchmodat2 = False
+        if not stat.S_ISLNK(os.lstat(name, dir_fd=folder).st_mode):
+            os.chmod(name, mode, dir_fd=folder)
+
+    def sync_file_system(self, fd: int) -> None:
+        """Make all of the file system durable that a descriptor is on; reports its write errors."""
+        if self._libc.syncfs(ctypes.c_int(fd)):
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code))
+
+    def forbid_new_privileges(self) -> None:
+        """Keep this process and its children from gaining privileges by exec."""
+        self._libc.prctl(_PR_SET_NO_NEW_PRIVS, *(ctypes.c_ulong(word) for word in (1, 0, 0, 0)))

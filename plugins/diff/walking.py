@@ -1,0 +1,284 @@
+"""The walking differ: unpacks layers through a process each, and makes them by walking two trees side by side."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, aclosing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from structlog.typing import FilteringBoundLogger
+
+from moored.kernel.errors import DataLoss, FailedPrecondition, Unknown
+from moored.kernel.mounts import mounted
+from moored.kernel.ports.content import ContentStore, Reader
+from moored.kernel.ports.daemon import StreamProcessor
+from moored.kernel.ports.diff import LAYER, NO_LABELS, NO_PAYLOADS, Budget, Labels, Progress
+from moored.kernel.ports.images import Descriptor
+from moored.kernel.ports.mounts import Mount
+from moored.plugins.diff.compare.layer import Comparison, store_difference
+from moored.plugins.diff.decompress.decoders import Detected, Plain
+from moored.plugins.diff.decompress.pump import Pump
+from moored.plugins.diff.processors import chain, processed
+from moored.plugins.diff.worker import Worker, settled, worker
+
+APPLY_MODULE: Final = "moored.plugins.diff.apply.process"
+ID_MAP: Final = Path("/proc/self/uid_map")
+
+Mounted = Callable[[Sequence[Mount]], AbstractContextManager[Path]]
+"""Mounts on a folder of its own making and gives it; blocks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where a layer is written: a folder, and the folders below it, nearest first, if it is an overlay's upper one."""
+
+    root: str
+    lowers: tuple[str, ...] | None = None
+    userxattr: bool = False
+
+
+def direct_target(mounts: Sequence[Mount]) -> Target | None:
+    """The folder that a single overlay or bind mount can be written through; None where it must be mounted.
+
+    Raises FailedPrecondition for a mount that cannot be written.
+    """
+    if len(mounts) != 1 or mounts[0].target:
+        return None
+    one = mounts[0]
+    if one.type == "overlay":
+        options = dict(option.partition("=")[::2] for option in one.options)
+        if "upperdir" not in options:
+            raise FailedPrecondition("the mount is read-only, an overlay without an upper folder")
+        lowers = tuple(path for path in _lowers(one.options) if path)
+        return Target(options["upperdir"], lowers, "userxattr" in one.options)
+    if one.type == "bind" or {"bind", "rbind"} & set(one.options):
+        if one.read_only:
+            raise FailedPrecondition("the mount is read-only")
+        return Target(one.source)
+    return None
+
+
+def _lowers(options: Sequence[str]) -> list[str]:
+    found: list[str] = []
+    for option in options:
+        name, _, value = option.partition("=")
+        if name == "lowerdir":
+            # a backslash keeps the colon behind it in the path
+            parts = value.replace("\\:", "\0").split(":")
+            found = [part.replace("\0", ":").replace("\\\\", "\\") for part in parts]
+        elif name in {"lowerdir+", "datadir+"}:
+            found.append(value)
+    return found
+
+
+def in_user_namespace() -> bool:
+    """Whether this process is not root of the whole host, which must not make devices."""
+    return ID_MAP.read_text().split() != ["0", "0", "4294967295"]
+
+
+class WalkingDiffer:
+    """A Differ over a content store.
+
+    processors   stream processors, the last of those that take a type wins
+    mounted      mounts what can be written or read only so
+    """
+
+    def __init__(
+        self,
+        store: ContentStore,
+        log: FilteringBoundLogger,
+        *,
+        budget: Budget | None = None,
+        processors: Sequence[StreamProcessor] = (),
+        mounted: Mounted = mounted,
+    ) -> None:
+        self._store = store
+        self._log = log
+        self._budget = budget or Budget()
+        self._processors = tuple(processors)
+        self._mounted = mounted
+
+    # --- apply --------------------------------------------------------------------------------------------------------
+
+    async def apply(
+        self,
+        descriptor: Descriptor,
+        mounts: Sequence[Mount],
+        *,
+        payloads: Mapping[str, bytes] = NO_PAYLOADS,
+        sync_fs: bool = True,
+        progress: Progress | None = None,
+    ) -> Descriptor:
+        """See the port."""
+        steps, how = chain(descriptor.media_type, self._processors)
+        async with await self._store.reader(descriptor.digest) as blob:
+            if 0 < descriptor.size != blob.size:
+                raise FailedPrecondition(
+                    f"content {descriptor.digest} has {blob.size} bytes, {descriptor.size} are described"
+                )
+            source = _Source(blob, progress)
+            async with (
+                aclosing(source.chunks()) as stored,
+                processed(stored, steps, payloads) as stream,
+            ):
+                make = self._pump_maker(how == "by magic", blob.digest.algorithm)
+                target = direct_target(mounts)
+                if not mounts:
+                    pump = await self._read_only(stream, make)
+                elif target is not None:
+                    pump = await self._unpack(stream, make, target, sync_fs)
+                else:
+                    async with _Entered(self._mounted(mounts)) as folder:
+                        pump = await self._unpack(stream, make, Target(str(folder)), sync_fs)
+        # what went through a program has another digest; the store knows its own
+        if not steps and pump.stored_digest != blob.digest:
+            raise DataLoss(f"content {blob.digest} has the bytes of {pump.stored_digest}")
+        return Descriptor(media_type=LAYER, digest=pump.digest, size=pump.size)
+
+    def _pump_maker(self, by_magic: bool, algorithm: str) -> Callable[[Callable[[bytes], None]], Pump]:
+        def make(write: Callable[[bytes], None]) -> Pump:
+            decoder = Detected() if by_magic else Plain()
+            return Pump(decoder, write, max_bytes=self._budget.stream_bytes, algorithm=algorithm)
+
+        return make
+
+    async def _read_only(self, stream: AsyncIterator[bytes], make: Callable[[Callable[[bytes], None]], Pump]) -> Pump:
+        pump = make(lambda data: None)
+        async for data in stream:
+            await asyncio.to_thread(pump.feed, data)
+        await asyncio.to_thread(pump.finish)
+        return pump
+
+    async def _unpack(
+        self,
+        stream: AsyncIterator[bytes],
+        make: Callable[[Callable[[bytes], None]], Pump],
+        target: Target,
+        sync_fs: bool,
+    ) -> Pump:
+        task = {
+            "root": target.root,
+            "lowers": target.lowers,
+            "userxattr": target.userxattr,
+            "devices": not in_user_namespace(),
+            "sync": sync_fs,
+            "max_entries": self._budget.entries,
+            "max_bytes": self._budget.file_bytes,
+        }
+        async with worker(APPLY_MODULE, task) as process:
+            pump = make(process.write)
+            report = await _pumped(stream, pump, process)
+        for warning in report["warnings"]:
+            self._log.warning(warning, digest=str(pump.stored_digest))
+        return pump
+
+    # --- compare ------------------------------------------------------------------------------------------------------
+
+    async def compare(
+        self,
+        lower: Sequence[Mount],
+        upper: Sequence[Mount],
+        *,
+        media_type: str = "",
+        reference: str = "",
+        labels: Labels = NO_LABELS,
+        source_date_epoch: int | None = None,
+    ) -> Descriptor:
+        """See the port."""
+        wanted = Comparison(media_type, reference, labels, source_date_epoch, _shortcut(lower, upper))
+        wanted.check()
+        async with (
+            _Entered(self._mounted(_read_only_mounts(lower))) as lower_folder,
+            _Entered(self._mounted(_read_only_mounts(upper))) as upper_folder,
+        ):
+            return await store_difference(self._store, str(lower_folder), str(upper_folder), wanted)
+
+
+async def _pumped(stream: AsyncIterator[bytes], pump: Pump, process: Worker) -> dict[str, Any]:
+    """Feed a worker to the end; its report. Where it fails, its word comes before a broken pipe."""
+    try:
+        async for data in stream:
+            await process.run(pump.feed, data)
+        await process.run(pump.finish)
+    except BrokenPipeError:
+        await process.result()
+        raise Unknown("the worker process stopped reading") from None
+    process.end_input()
+    return await process.result()
+
+
+class _Source:
+    """A blob's bytes, with news of how far it is."""
+
+    def __init__(self, blob: Reader, progress: Progress | None) -> None:
+        self._blob = blob
+        self._progress = progress
+
+    async def chunks(self) -> Any:
+        """Give the bytes in order."""
+        used = 0
+        async with aclosing(self._blob.chunks()) as chunks:
+            async for data in chunks:
+                yield data
+                used += len(data)
+                if self._progress is not None:
+                    self._progress(used)
+
+
+class _Entered:
+    """A blocking context manager entered and left in a thread, each to its end even when the caller is cancelled."""
+
+    def __init__(self, inner: AbstractContextManager[Path]) -> None:
+        self._inner = inner
+
+    async def __aenter__(self) -> Path:
+        entering = asyncio.get_running_loop().run_in_executor(None, self._inner.__enter__)
+        try:
+            await settled(entering)
+        except asyncio.CancelledError:
+            if entering.exception() is None:
+                await self.__aexit__()
+            raise
+        return entering.result()
+
+    async def __aexit__(self, *error: object) -> None:
+        leaving = asyncio.get_running_loop().run_in_executor(None, self._inner.__exit__, None, None, None)
+        await settled(leaving)
+        leaving.result()
+
+
+def _shortcut(lower: Sequence[Mount], upper: Sequence[Mount]) -> str | None:
+    """The upper folder of an overlay that has just the other side's folders below it; only what is in it can differ."""
+    target = direct_target(upper) if len(upper) == 1 and upper[0].type == "overlay" else None
+    if target is None or len(lower) != 1 or lower[0].target:
+        return None
+    one = lower[0]
+    options = {option.partition("=")[0] for option in one.options}
+    if one.type == "overlay" and "upperdir" not in options:
+        below = tuple(_lowers(one.options))
+    elif one.type == "bind":
+        below = (one.source,)
+    else:
+        return None
+    # with these an upper folder does not hold all of what it changes
+    moved = {"redirect_dir", "metacopy"} & {option.partition("=")[0] for option in upper[0].options}
+    return target.root if below == target.lowers and not moved else None
+
+
+def _read_only_mounts(mounts: Sequence[Mount]) -> list[Mount]:
+    """The same mounts, written by nobody: an overlay's upper folder becomes its first lower one."""
+    found = []
+    for one in mounts:
+        options = list(one.options)
+        if one.type == "overlay":
+            upper = [option.removeprefix("upperdir=") for option in options if option.startswith("upperdir=")]
+            kept = [option for option in options if not option.startswith(("upperdir=", "workdir=", "lowerdir="))]
+            lower = [option.removeprefix("lowerdir=") for option in options if option.startswith("lowerdir=")]
+            options = [f"lowerdir={':'.join(upper + lower)}", *kept]
+        elif not one.read_only:
+            options = [option for option in options if option != "rw"] + ["ro"]
+        found.append(Mount(type=one.type, source=one.source, target=one.target, options=tuple(options)))
+    return found

@@ -1,0 +1,1 @@
+"""The object database: containerd's schema of names and labels over one metadata store."""

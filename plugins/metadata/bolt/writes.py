@@ -1,0 +1,76 @@
+"""Changes of the object database: made durable, then told, whole even if the caller goes away meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TypeAlias, TypeVar
+
+from moored.kernel.payloads import Payload
+from moored.kernel.ports.events import Exchange
+from moored.kernel.ports.metadata import Bucket, Database
+
+R = TypeVar("R")
+
+Event: TypeAlias = tuple[str, Payload, str]
+"""Topic, payload and namespace."""
+
+
+class Writes:
+    """Runs updates; of each that is durable it tells `changed` and then the subscribers of events, in commit order.
+
+    changed   called on the loop, with True when something was deleted
+    exchange  None where nobody wants events
+    """
+
+    def __init__(self, *, database: Database, exchange: Exchange | None, changed: Callable[[bool], None]) -> None:
+        self._database = database
+        self._exchange = exchange
+        self._changed = changed
+
+    async def run(
+        self,
+        change: Callable[[Bucket], R],
+        event: Callable[[R], Event] | None = None,
+        *,
+        deletes: bool = False,
+    ) -> R:
+        """Give the result of `change`, after the event that `event` makes of it was sent.
+
+        Raises what `change`, the database and the exchange raise; the change is undone for the first two only.
+        """
+        return await to_the_end(self._run(change, event, deletes))
+
+    async def _run(self, change: Callable[[Bucket], R], event: Callable[[R], Event] | None, deletes: bool) -> R:
+        result = await self._database.update(change)
+        self._changed(deletes)
+        if self._exchange is not None and event is not None:
+            topic, payload, namespace = event(result)
+            await self._exchange.publish(topic, payload, namespace)
+        return result
+
+
+async def look(database: Database, read: Callable[[Bucket], R]) -> R:
+    """Give the result of `read` on the root of a view, run beside the loop: for what may read very many records."""
+
+    def run() -> R:
+        with database.view() as root:
+            return read(root)
+
+    return await to_the_end(asyncio.to_thread(run))
+
+
+async def to_the_end(work: Awaitable[R]) -> R:
+    """Await work that is not cancelled with its caller; CancelledError comes out when the work has ended."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        while not task.done():
+            try:
+                await asyncio.wait([task])
+            except asyncio.CancelledError:
+                continue
+        if not task.cancelled():
+            task.exception()  # nobody else will ask for it
+        raise

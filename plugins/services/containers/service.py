@@ -1,0 +1,137 @@
+"""The containers service on the wire."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from typing import Any, cast
+
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.empty_pb2 import Empty
+
+from moored.api.convert import timestamp
+from moored.api.services.containers.v1 import containers_pb2 as pb
+from moored.api.services.containers.v1 import containers_pb2_grpc as rpc
+from moored.kernel.errors import InvalidArgument
+from moored.kernel.ports.containers import Container, ContainerStore, TypedBytes
+from moored.kernel.ports.services import GrpcRegistrar
+
+EMPTY = Empty()
+
+
+class ContainersService(rpc.ContainersServicer):
+    """containerd.services.containers.v1.Containers."""
+
+    def __init__(self, containers: ContainerStore) -> None:
+        self._containers = containers
+
+    def register(self, server: GrpcRegistrar) -> None:
+        """See GrpcService."""
+        rpc.add_ContainersServicer_to_server(self, cast(Any, server))
+
+    async def Get(self, request: pb.GetContainerRequest, context: Any) -> pb.GetContainerResponse:  # noqa: N802
+        """One container. Errors: NotFound."""
+        return pb.GetContainerResponse(container=to_message(await self._containers.get(request.id)))
+
+    async def List(self, request: pb.ListContainersRequest, context: Any) -> pb.ListContainersResponse:  # noqa: N802
+        """Containers that match, by id. Errors: InvalidArgument."""
+        try:
+            found = await self._containers.list(request.filters)
+        except InvalidArgument as error:
+            raise _as_known(error) from error
+        return await asyncio.to_thread(_listed, found)
+
+    async def ListStream(  # noqa: N802
+        self, request: pb.ListContainersRequest, context: Any
+    ) -> AsyncGenerator[pb.ListContainerMessage]:
+        """The same, one a message. Errors: InvalidArgument."""
+        try:
+            async with aclosing(self._containers.stream(request.filters)) as found:
+                async for container in found:
+                    yield pb.ListContainerMessage(container=to_message(container))
+        except InvalidArgument as error:
+            raise _as_known(error) from error
+
+    async def Create(  # noqa: N802
+        self, request: pb.CreateContainerRequest, context: Any
+    ) -> pb.CreateContainerResponse:
+        """Add a container. Errors: InvalidArgument, AlreadyExists."""
+        _check_given(request)
+        created = await self._containers.create(from_message(request.container))
+        return pb.CreateContainerResponse(container=to_message(created))
+
+    async def Update(  # noqa: N802
+        self, request: pb.UpdateContainerRequest, context: Any
+    ) -> pb.UpdateContainerResponse:
+        """Change a container. Errors: InvalidArgument, NotFound."""
+        _check_given(request)
+        if not request.container.id:
+            raise InvalidArgument("Container.ID required", bare=True)
+        updated = await self._containers.update(from_message(request.container), request.update_mask.paths)
+        return pb.UpdateContainerResponse(container=to_message(updated))
+
+    async def Delete(self, request: pb.DeleteContainerRequest, context: Any) -> Empty:  # noqa: N802
+        """Remove a container's record. Errors: NotFound."""
+        await self._containers.delete(request.id)
+        return EMPTY
+
+
+def to_message(container: Container) -> pb.Container:
+    """The container on the wire."""
+    return pb.Container(
+        id=container.id,
+        labels=container.labels,
+        image=container.image,
+        runtime=pb.Container.Runtime(name=container.runtime, options=_any(container.runtime_options)),
+        spec=_any(container.spec),
+        snapshotter=container.snapshotter,
+        snapshot_key=container.snapshot_key,
+        created_at=timestamp(container.created_at),
+        updated_at=timestamp(container.updated_at),
+        extensions={
+            key: AnyMessage(type_url=value.type_url, value=value.value) for key, value in container.extensions.items()
+        },
+        sandbox=container.sandbox,
+    )
+
+
+def from_message(message: pb.Container) -> Container:
+    """The container of the wire, without its times, which are the store's to give."""
+    runtime = message.runtime
+    return Container(
+        id=message.id,
+        image=message.image,
+        runtime=runtime.name,
+        runtime_options=_typed(runtime.options) if runtime.HasField("options") else None,
+        spec=_typed(message.spec) if message.HasField("spec") else None,
+        snapshotter=message.snapshotter,
+        snapshot_key=message.snapshot_key,
+        sandbox=message.sandbox,
+        labels=dict(message.labels),
+        extensions={key: _typed(value) for key, value in message.extensions.items()},
+    )
+
+
+def _any(given: TypedBytes | None) -> AnyMessage | None:
+    return None if given is None else AnyMessage(type_url=given.type_url, value=given.value)
+
+
+def _typed(message: AnyMessage) -> TypedBytes:
+    return TypedBytes(message.type_url, message.value)
+
+
+def _listed(containers: Sequence[Container]) -> pb.ListContainersResponse:
+    return pb.ListContainersResponse(containers=map(to_message, containers))
+
+
+def _check_given(request: pb.CreateContainerRequest | pb.UpdateContainerRequest) -> None:
+    if not request.HasField("container"):
+        raise InvalidArgument("request has no container")
+
+
+def _as_known(error: InvalidArgument) -> InvalidArgument:
+    """Give the error of a filter with its suffix twice, as clients know it from this service."""
+    if not error.text.startswith("filters: "):
+        return error
+    return InvalidArgument(f"{error.text}: invalid argument: invalid argument", bare=True)
