@@ -14,6 +14,8 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar, cast
 
+from moored.kernel.records import encode_uvarint
+
 M = TypeVar("M")
 
 _SECOND: Final = 1_000_000_000
@@ -99,7 +101,7 @@ def decode(kind: type[M], data: bytes) -> M:
 
 def _encoded(spec: Spec, value: Any) -> bytes:
     if spec.kind in _VARINTS:
-        return _varint(spec.number << 3) + _varint(_in_range(spec.kind, int(value))) if value else b""
+        return encode_uvarint(spec.number << 3) + encode_uvarint(_in_range(spec.kind, int(value))) if value else b""
     return b"".join(_piece(spec.number, piece) for piece in _pieces(spec.kind, value))
 
 
@@ -127,17 +129,8 @@ def _in_range(kind: Kind, value: int) -> int:
     return value & ((1 << 64) - 1)
 
 
-def _varint(value: int) -> bytes:
-    found = bytearray()
-    while value > 0x7F:
-        found.append(value & 0x7F | 0x80)
-        value >>= 7
-    found.append(value)
-    return bytes(found)
-
-
 def _piece(number: int, data: bytes) -> bytes:
-    return _varint(number << 3 | 2) + _varint(len(data)) + data
+    return encode_uvarint(number << 3 | 2) + encode_uvarint(len(data)) + data
 
 
 # --- decoding ---------------------------------------------------------------------------------------------------------

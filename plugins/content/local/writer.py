@@ -22,7 +22,8 @@ from moored.kernel.errors import (
     Unavailable,
 )
 from moored.kernel.ports.content import Chunk, Digest, Info, Status
-from moored.kernel.workers import Stop, Turns, Workers
+from moored.kernel.turns import Turns
+from moored.kernel.workers import Stop, Workers
 from moored.plugins.content.local.blobs import Blobs
 from moored.plugins.content.local.faults import Unsafe, about
 from moored.plugins.content.local.ingest import (
@@ -66,7 +67,7 @@ class Ingests:
         self._blobs = blobs
         self._workers = workers
         self._holds: dict[str, Hold] = {}
-        self._publishing = Turns()
+        self._publishing: Turns[str] = Turns()
 
     def statuses(self) -> dict[str, Status]:
         """Give the state of the open ones by ref, newer than what is on disk."""
@@ -91,7 +92,7 @@ class Ingests:
 
     async def _refuse_existing(self, expected: Digest, total: int) -> None:
         # A blob that is about to be made durable counts only then.
-        async with self._publishing.hold(expected):
+        async with self._publishing.take(expected):
             if await self._workers.run(lambda: self._blobs.has(expected, total or None)):
                 raise AlreadyExists(f"content {expected}")
 
@@ -144,7 +145,7 @@ class Ingests:
 
         try:
             digest = await self._workers.run(seal, stop=stop)
-            async with self._publishing.hold(digest):
+            async with self._publishing.take(digest):
                 return await self._workers.run(lambda: self._publish(ingest, digest))
         except Unsafe as error:
             await self._discard(ingest)

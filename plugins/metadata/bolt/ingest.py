@@ -27,9 +27,9 @@ from moored.kernel.payloads import ContentCreate
 from moored.kernel.ports.content import NO_LABELS, Chunk, ContentStore, Digest, Info, Status, Writer
 from moored.kernel.ports.events import Exchange
 from moored.kernel.ports.metadata import Bucket, Database
+from moored.kernel.turns import Turns
 from moored.plugins.metadata.bolt import blobs
 from moored.plugins.metadata.bolt.blobs import Caller
-from moored.plugins.metadata.bolt.turns import Turns
 from moored.plugins.metadata.bolt.writes import Writes, to_the_end
 
 
