@@ -16,7 +16,9 @@ import grpc
 import pytest
 
 from daemons import Daemon
+from moored.api.services.content.v1 import content_pb2, content_pb2_grpc
 from moored.api.services.leases.v1 import leases_pb2, leases_pb2_grpc
+from moored.api.services.namespaces.v1 import namespace_pb2, namespace_pb2_grpc
 from moored.api.services.snapshots.v1 import snapshots_pb2, snapshots_pb2_grpc
 
 CTRS = [path for path in [shutil.which("ctr"), *os.environ.get("MOORED_TEST_CTRS", "").split(os.pathsep)] if path]
@@ -212,3 +214,20 @@ def test_wire_texts(daemon: Daemon) -> None:
             "ALREADY_EXISTS",
             'target snapshot "t": already exists',
         )
+
+
+def test_removed_namespace_takes_its_ingests_with_it(daemon: Daemon) -> None:
+    folder = daemon.root / "io.containerd.content.v1.content" / "ingest"
+    with daemon.channel() as channel:
+        leases = leases_pb2_grpc.LeasesStub(channel)
+        leases.Create(leases_pb2.CreateRequest(id="gone"), metadata=NS, timeout=10)
+        leases.Delete(leases_pb2.DeleteRequest(id="gone", sync=True), metadata=NS, timeout=10)
+        requests = [content_pb2.WriteContentRequest(action=content_pb2.WRITE, ref="half", data=b"half")]
+        answers = content_pb2_grpc.ContentStub(channel).Write(iter(requests), metadata=NS, timeout=10)
+        assert [answer.offset for answer in answers] == [4]
+        assert len(list(folder.iterdir())) == 1
+
+        request = namespace_pb2.DeleteNamespaceRequest(name="t")
+        namespace_pb2_grpc.NamespacesStub(channel).Delete(request, timeout=10)
+
+        until(lambda: not list(folder.iterdir()), "the ingest is still there")

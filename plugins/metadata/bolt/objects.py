@@ -50,7 +50,9 @@ class BoltObjects:
         self._exchange = exchange
         self._log = log
         self._listeners: list[Listener] = []
-        self.namespaces: NamespaceStore = Namespaces(database=journal, exchange=exchange, changed=changed)
+        self.namespaces: NamespaceStore = Namespaces(
+            database=journal, exchange=exchange, changed=self._namespace_changed
+        )
         self.images: ImageStore = NamespacedImages(database=journal, exchange=exchange, changed=changed)
         self.containers: ContainerStore = NamespacedContainers(database=journal, exchange=exchange, changed=changed)
         self.leases: LeaseManager = NamespacedLeases(database=journal, exchange=exchange, changed=changed)
@@ -102,6 +104,11 @@ class BoltObjects:
         """Let what runs behind the stores end; the database and the raw stores are the caller's."""
         for snapshotter in self._snapshotters.values():
             await snapshotter.close()
+
+    def _namespace_changed(self, deleted: bool) -> None:
+        if deleted:
+            self._content.dirty = True  # its ingests went with it, of which the raw store still has the bytes
+        self._changed(deleted)
 
     def _changed(self, deleted: bool) -> None:
         for listener in tuple(self._listeners):
