@@ -49,7 +49,9 @@ def moored(plugins: int, folder: Path) -> Peer:
     own = len(entry_points(group="moored.plugins"))
     path = [_padding(folder, max(0, plugins - own)), *filter(None, [os.environ.get("PYTHONPATH", "")])]
     command = (sys.executable, "-m", "moored.kernel.daemon.main")
-    return Peer("moored", command, "version = 4\n", {"PYTHONPATH": os.pathsep.join(map(str, path))})
+    # As installed by pip: byte code is there from the first start on, which is not counted.
+    env = {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(folder / "pycache")}
+    return Peer("moored", command, "version = 4\n", {**env, "PYTHONPATH": os.pathsep.join(map(str, path))})
 
 
 def containerd() -> Peer | None:

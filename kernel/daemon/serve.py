@@ -7,6 +7,7 @@ tasks.
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import gc
 import os
 import signal
@@ -33,7 +34,7 @@ DRAIN_SECONDS = 2.0
 """How long tasks that outlived their plugin, and their threads, are waited for at the end."""
 
 
-def run(kernel: Kernel, daemon: DaemonView, began: float) -> int:
+def serve(kernel: Kernel, daemon: DaemonView, began: float) -> int:
     """Start, wait for a signal, stop; returns the exit status. `began` is time.monotonic() at the process's start."""
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
@@ -62,6 +63,7 @@ async def _serve(kernel: Kernel, daemon: DaemonView, began: float) -> int:
             starting.result()
             _report(daemon, began)
             gc.freeze()
+            _trim()
             notifier.send("READY=1", f"STATUS={_status(daemon)}")
             await stopping
         notifier.send("STOPPING=1")
@@ -143,6 +145,13 @@ def _report(daemon: DaemonView, began: float) -> None:
     )
     for reason in daemon.unhealthy():
         log.warning("unhealthy", reason=reason)
+
+
+def _trim() -> None:
+    """Give back what starting has freed; the C library would keep it for a growth that an idle daemon does not have."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _status(daemon: DaemonView) -> str:

@@ -61,10 +61,10 @@ PLANTED = {
         "aiohttp": ["the kernel knows no wire"],
         "lmdb": ["the kernel knows no wire"],
         "prometheus_client": ["the kernel knows no wire"],
-        "moored.kernel.daemon.main": ["the rest of the kernel does not import the composition root"],
+        "moored.kernel.daemon.command": ["the rest of the kernel does not import the composition root"],
         "pytest": ["nobody imports tests"],
     },
-    "kernel/daemon/main.py": {
+    "kernel/daemon/command.py": {
         "moored.config.load": [],
         "moored.kernel.graph": [],
         "moored.plugins.one.plugin": ["the kernel imports no other room"],

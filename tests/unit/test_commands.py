@@ -11,7 +11,7 @@ from collections.abc import Callable
 import pytest
 
 from moored.api.cli.publish import MAX_INPUT, publish
-from moored.kernel.daemon import main as daemon
+from moored.kernel.daemon import command as daemon
 from moored.kernel.daemon.arguments import parse
 from moored.kernel.errors import InvalidArgument
 from moored.kernel.registry import Source
@@ -41,7 +41,7 @@ def test_command_gets_flags_and_everything_after_its_name(install: Callable[...,
     install(offer("stow", run))
     line = ["-a", "/x.sock", "stow", "--root", "-h", "a b", "--", "--config=1"]
 
-    assert daemon.main(line) == 7
+    assert daemon.run(line, 0.0) == 7
     assert seen[0].rest == ["--root", "-h", "a b", "--", "--config=1"]
     assert (seen[0].address, seen[0].root, seen[0].config) == ("/x.sock", None, None)
 
@@ -54,7 +54,7 @@ def test_command_that_cannot_be_imported_is_named(
 
     install(("stow", Source("crates", "1.0", "crates:run"), fail))
 
-    assert daemon.main(["stow"]) == 1
+    assert daemon.run(["stow"], 0.0) == 1
     told = capsys.readouterr().err
     assert told == "moored: command 'stow' cannot be imported: ImportError: no module named crane\n"
 
@@ -62,7 +62,7 @@ def test_command_that_cannot_be_imported_is_named(
 def test_command_that_two_offer_is_not_run(install: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
     install(offer("stow", lambda _: 0), offer("stow", lambda _: 0, "pirates"))
 
-    assert daemon.main(["stow"]) == 1
+    assert daemon.run(["stow"], 0.0) == 1
     told = "command 'stow' is offered by crates:run of crates 1.0 and by crates:run of pirates 1.0"
     assert told in capsys.readouterr().err
 
@@ -71,7 +71,7 @@ def test_config_is_nobodys_to_offer(install: Callable[..., None], capsys: pytest
     install(offer("config", lambda _: 7))
 
     with pytest.raises(SystemExit) as ended:
-        daemon.main(["config"])
+        daemon.run(["config"], 0.0)
     assert ended.value.code == 2
     capsys.readouterr()
 
@@ -104,6 +104,6 @@ def test_publish_refuses_what_cannot_be_an_event(topic: str, given: bytes, text:
 
 def test_publish_is_imported_only_when_called() -> None:
     assert daemon._Commands().summaries()["publish"] == "command of moored"
-    code = "import sys\nfrom moored.kernel.daemon import main\nmain._Commands()\nprint('grpc' in sys.modules)"
+    code = "import sys\nfrom moored.kernel.daemon import command\ncommand._Commands()\nprint('grpc' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"

@@ -11,8 +11,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-import zstandard
-
 from moored.kernel.errors import AlreadyExists, NotFound, Unimplemented
 from moored.kernel.ports.content import ContentStore, Info, Writer
 from moored.kernel.ports.diff import LAYER, LAYER_GZIP, LAYER_ZSTD, UNCOMPRESSED_LABEL, Labels
@@ -56,6 +54,8 @@ class Comparison:
         if self.stored_type == LAYER_GZIP:
             return zlib.compressobj(GZIP_LEVEL, zlib.DEFLATED, _GZIP_WITH_HEADER)
         if self.stored_type == LAYER_ZSTD:
+            import zstandard
+
             return zstandard.ZstdCompressor(level=ZSTD_LEVEL, write_checksum=True).compressobj()
         return None
 

@@ -8,9 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final, Protocol
 
-from moored.plugins.diff.decompress.gzip import Gzip
-from moored.plugins.diff.decompress.zstd import Zstd
-
 GZIP_MAGIC: Final = b"\x1f\x8b\x08"
 ZSTD_MAGIC: Final = b"\x28\xb5\x2f\xfd"
 SKIPPABLE_MAGIC: Final = b"\x2a\x4d\x18"
@@ -68,8 +65,12 @@ class Detected:
     def _begin(self) -> bytes:
         start, self._start = self._start, b""
         if start.startswith(GZIP_MAGIC):
+            from moored.plugins.diff.decompress.gzip import Gzip
+
             self._decoder = Gzip()
         elif start.startswith(ZSTD_MAGIC) or (len(start) >= _ENOUGH and _is_skippable(start)):
+            from moored.plugins.diff.decompress.zstd import Zstd
+
             self._decoder = Zstd()
         else:
             self._decoder = Plain()
