@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final, TypeVar
 
@@ -70,3 +70,19 @@ async def finished(work: Future[R], *, stop: Stop | None = None, always: bool = 
             waiter.exception()  # taken, so that asyncio does not report it as forgotten
         raise cancelled
     return waiter.result()
+
+
+async def to_the_end(work: Awaitable[R]) -> R:
+    """Await work that is not cancelled with its caller; CancelledError comes out when the work has ended."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        while not task.done():
+            try:
+                await asyncio.wait([task])
+            except asyncio.CancelledError:
+                continue
+        if not task.cancelled():
+            task.exception()  # nobody else will ask for it
+        raise

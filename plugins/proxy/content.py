@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncGenerator, Awaitable, Generator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 from contextlib import aclosing, contextmanager, suppress
 from dataclasses import replace
 from types import TracebackType
@@ -39,6 +39,7 @@ from moored.kernel.ports.content import (
     LabelledContentStore,
     Status,
 )
+from moored.kernel.workers import to_the_end
 from moored.plugins.proxy.endpoint import ProxySettings, RemoteEndpoint, RemoteStream, registration_of
 
 if TYPE_CHECKING:
@@ -150,11 +151,11 @@ class RemoteContent:
         )
         opening = asyncio.ensure_future(stream.ask(pb.WriteContentRequest(ref=ref, total=total, expected=wanted)))
         try:
-            answer = await _to_the_end(opening)
+            answer = await to_the_end(opening)
         except AlreadyExists as error:
             raise AlreadyExists(f"content {wanted}") from error
         except asyncio.CancelledError:
-            await _to_the_end(self._undo(ref, stream, opening))
+            await to_the_end(self._undo(ref, stream, opening))
             raise
         return RemoteWriter(self, ref, stream, answer)
 
@@ -199,7 +200,7 @@ class RemoteContent:
             await self._unary("Abort", pb.AbortRequest(ref=ref), Empty)
 
     async def _unary(self, method: str, request: Message, response_type: type[M]) -> M:
-        return await _to_the_end(
+        return await to_the_end(
             self._endpoint.unary(SERVICE + method, request, response_type, namespace_or_empty(), lease=current_lease())
         )
 
@@ -333,7 +334,7 @@ class RemoteWriter:
         """See the port."""
         async with self._turn:
             self._check()
-            return await _to_the_end(self._write(memoryview(data).cast("B")))
+            return await to_the_end(self._write(memoryview(data).cast("B")))
 
     async def _write(self, data: memoryview) -> int:
         from moored.api.services.content.v1 import content_pb2 as pb
@@ -357,7 +358,7 @@ class RemoteWriter:
                 return
             if size:
                 raise Unimplemented(f"cannot cut ingest {self._ref!r} to {size} bytes, only to 0")
-            await _to_the_end(self._ask(pb.WriteContentRequest(action=pb.WRITE, offset=0)))
+            await to_the_end(self._ask(pb.WriteContentRequest(action=pb.WRITE, offset=0)))
 
     async def commit(self, size: int = 0, expected: str = "", labels: Mapping[str, str] = NO_LABELS) -> Info:
         """See the port."""
@@ -369,7 +370,7 @@ class RemoteWriter:
                 if size not in (0, self._offset):
                     raise FailedPrecondition(f"unexpected commit size {self._offset}, expected {size}")
                 wanted = Digest(expected) if expected else ""
-                return await _to_the_end(self._commit(wanted, labels))
+                return await to_the_end(self._commit(wanted, labels))
             finally:
                 await self._end()
 
@@ -414,32 +415,13 @@ class RemoteWriter:
     async def _end(self) -> None:
         if not self._closed:
             self._closed = True
-            await _to_the_end(self._stream.end())
+            await to_the_end(self._stream.end())
 
     def _check(self) -> None:
         if self._aborted:
             raise Aborted(f"ingest ref {self._ref!r} was aborted")
         if self._closed:
             raise FailedPrecondition(f"writer of ref {self._ref!r} is closed")
-
-
-async def _to_the_end(work: Awaitable[R]) -> R:
-    """Await work that is not cancelled with its caller; CancelledError comes out when the work has ended.
-
-    A call that was cut off may have been carried out or not, and nobody could tell.
-    """
-    task = asyncio.ensure_future(work)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        while not task.done():
-            try:
-                await asyncio.wait([task])
-            except asyncio.CancelledError:
-                continue
-        if not task.cancelled():
-            task.exception()  # nobody else will ask for it
-        raise
 
 
 @contextmanager

@@ -29,11 +29,12 @@ from moored.kernel.ports.events import Exchange
 from moored.kernel.ports.metadata import Bucket
 from moored.kernel.ports.objects import Collection
 from moored.kernel.records import decode_text
+from moored.kernel.workers import to_the_end
 from moored.plugins.metadata.bolt.graph import Graph, holder_of, name_of, node_at, record_of
 from moored.plugins.metadata.bolt.journal import Journal
 from moored.plugins.metadata.bolt.leftovers import Swept
 from moored.plugins.metadata.bolt.links import CONTENT, FLAT, IMAGE, INGEST, SNAPSHOT, Node
-from moored.plugins.metadata.bolt.writes import Event, to_the_end
+from moored.plugins.metadata.bolt.writes import Event
 
 SLICE_SECONDS: Final = 0.02
 """How long one slice of the sweep may keep writers waiting."""

@@ -27,11 +27,12 @@ from moored.kernel.payloads import ContentDelete
 from moored.kernel.ports.content import CANONICAL, MAX_REF_BYTES, ContentStore, Digest, Info, Reader, Status, Writer
 from moored.kernel.ports.events import Exchange
 from moored.kernel.ports.metadata import Bucket, Database
+from moored.kernel.workers import to_the_end
 from moored.plugins.metadata.bolt import blobs
 from moored.plugins.metadata.bolt.blobs import Caller, IngestRecord
 from moored.plugins.metadata.bolt.ingest import Backing, NamespacedWriter
 from moored.plugins.metadata.bolt.leftovers import Swept
-from moored.plugins.metadata.bolt.writes import Writes, look, to_the_end
+from moored.plugins.metadata.bolt.writes import Writes, look
 
 SHARED: Final = "shared"
 """Policy: a blob that any namespace wrote serves all who know its digest."""

@@ -28,9 +28,10 @@ from moored.kernel.ports.content import NO_LABELS, Chunk, ContentStore, Digest, 
 from moored.kernel.ports.events import Exchange
 from moored.kernel.ports.metadata import Bucket, Database
 from moored.kernel.turns import Turns
+from moored.kernel.workers import to_the_end
 from moored.plugins.metadata.bolt import blobs
 from moored.plugins.metadata.bolt.blobs import Caller
-from moored.plugins.metadata.bolt.writes import Writes, to_the_end
+from moored.plugins.metadata.bolt.writes import Writes
 
 
 @dataclass(slots=True)

@@ -29,11 +29,12 @@ from moored.kernel.ports.metadata import Bucket, Database
 from moored.kernel.ports.mounts import Mount
 from moored.kernel.ports.snapshots import NO_LABELS, SNAPSHOT_REF, Info, Kind, Labels, Snapshotter, Usage
 from moored.kernel.turns import Turns
+from moored.kernel.workers import to_the_end
 from moored.plugins.metadata.bolt import snapshot_records as records
 from moored.plugins.metadata.bolt.busy import Busy
 from moored.plugins.metadata.bolt.leftovers import Swept, sweep_snapshots
 from moored.plugins.metadata.bolt.snapshot_records import Commit, Place, Record
-from moored.plugins.metadata.bolt.writes import Writes, look, to_the_end
+from moored.plugins.metadata.bolt.writes import Writes, look
 
 R = TypeVar("R")
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import TypeAlias, TypeVar
 
 from moored.kernel.payloads import Payload
 from moored.kernel.ports.events import Exchange
 from moored.kernel.ports.metadata import Bucket, Database
+from moored.kernel.workers import to_the_end
 
 R = TypeVar("R")
 
@@ -58,19 +59,3 @@ async def look(database: Database, read: Callable[[Bucket], R]) -> R:
             return read(root)
 
     return await to_the_end(asyncio.to_thread(run))
-
-
-async def to_the_end(work: Awaitable[R]) -> R:
-    """Await work that is not cancelled with its caller; CancelledError comes out when the work has ended."""
-    task = asyncio.ensure_future(work)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        while not task.done():
-            try:
-                await asyncio.wait([task])
-            except asyncio.CancelledError:
-                continue
-        if not task.cancelled():
-            task.exception()  # nobody else will ask for it
-        raise

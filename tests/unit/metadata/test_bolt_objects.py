@@ -22,12 +22,13 @@ from moored.kernel.payloads import Packed, Payload
 from moored.kernel.ports.daemon import Outcome
 from moored.kernel.ports.leases import Resource
 from moored.kernel.ports.metadata import Bucket
+from moored.kernel.workers import to_the_end
 from moored.plugins.metadata.bolt import schema
 from moored.plugins.metadata.bolt.containers import NamespacedContainers
 from moored.plugins.metadata.bolt.images import NamespacedImages
 from moored.plugins.metadata.bolt.leases import NamespacedLeases, add_to_lease, remove_from_lease
 from moored.plugins.metadata.bolt.namespaces import Namespaces, kinds_left
-from moored.plugins.metadata.bolt.writes import Writes, look, to_the_end
+from moored.plugins.metadata.bolt.writes import Writes, look
 from moored.plugins.metadata.lmdb.database import LmdbDatabase
 from unit.metadata.memory import MemoryDatabase
 from unit.metadata.objects import BOLT, STORES, opened
