@@ -5,18 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final
 
 from moored.kernel.errors import FailedPrecondition, InvalidArgument, MooredError
 from moored.kernel.ports.metadata import Bucket, Database
+from moored.kernel.workers import to_the_end
 from moored.plugins.metadata.bbolt.pages import DEFAULT_PAGE_SIZE
 from moored.plugins.metadata.bbolt.read import BoltFile
 from moored.plugins.metadata.bbolt.tree import Enter, Event, Leave, Value, walk
 from moored.plugins.metadata.bbolt.write import write_file
-
-R = TypeVar("R")
 
 BATCH_BYTES: Final = 4 << 20
 """Names and values in one update of an import (more only for one that is larger itself)."""
@@ -48,18 +47,8 @@ async def import_file(path: Path, database: Database) -> None:
 
 async def _import_events(events: Iterator[Event], database: Database) -> None:
     path: list[bytes] = []
-    while batch := await _uninterrupted(functools.partial(_next_batch, events)):
+    while batch := await to_the_end(asyncio.to_thread(_next_batch, events)):
         path = await database.update(functools.partial(_apply, path=path, events=batch))
-
-
-async def _uninterrupted(work: Callable[[], R]) -> R:
-    """Run `work` on a thread; a cancelled caller waits for it, since the file that it reads is closed afterwards."""
-    running = asyncio.ensure_future(asyncio.to_thread(work))
-    try:
-        return await asyncio.shield(running)
-    except asyncio.CancelledError:
-        await asyncio.wait([running])
-        raise
 
 
 def _next_batch(events: Iterator[Event]) -> list[Event]:
@@ -119,7 +108,7 @@ async def export_file(
         with database.view() as root:
             write_file(path, walk(root), page_size=page_size, stored_free_list=stored_free_list, mode=mode)
 
-    await _uninterrupted(export)
+    await to_the_end(asyncio.to_thread(export))
 
 
 def apply_tree(root: Bucket, tree: Iterable[Event]) -> None:
