@@ -17,11 +17,12 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar, cast
-
-from structlog.typing import FilteringBoundLogger
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
 
 from moored.kernel.ports.daemon import DaemonView
+
+if TYPE_CHECKING:
+    from structlog.typing import FilteringBoundLogger  # ports import this module, and shims import ports
 
 T = TypeVar("T")
 P = TypeVar("P")

@@ -81,7 +81,7 @@ def _specs(kind: Any) -> Mapping[str, Spec]:
 
 def encode(message: Any) -> bytes:
     """Give the message's bytes; the same message always gives the same. Raises ValueError for a number out of range."""
-    return b"".join(_encoded(spec, getattr(message, name)) for name, spec in specs(type(message)).items())
+    return b"".join([_encoded(spec, getattr(message, name)) for name, spec in specs(type(message)).items()])
 
 
 def decode(kind: type[M], data: bytes) -> M:
@@ -100,6 +100,8 @@ def decode(kind: type[M], data: bytes) -> M:
 
 
 def _encoded(spec: Spec, value: Any) -> bytes:
+    if spec.kind is Kind.TEXT:
+        return _piece(spec.number, value.encode()) if value else b""
     if spec.kind in _VARINTS:
         return encode_uvarint(spec.number << 3) + encode_uvarint(_in_range(spec.kind, int(value))) if value else b""
     return b"".join(_piece(spec.number, piece) for piece in _pieces(spec.kind, value))

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from moored.kernel.plugin import PluginType
@@ -170,6 +170,18 @@ class Task(Protocol):
         """Forget a process that ended; for init the shim, its bundle and everything of it goes too."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuntimeInfo:
+    """What a runtime tells of itself; options and features as `containerd.types.RuntimeInfo` has them."""
+
+    name: str
+    version: str = ""
+    revision: str = ""
+    options: TypedBytes | None = None
+    features: TypedBytes | None = None
+    annotations: Mapping[str, str] = field(default_factory=dict)
+
+
 class Runtime(Protocol):
     """Makes tasks, and knows those that there are, in all namespaces, over restarts of the daemon."""
 
@@ -184,6 +196,9 @@ class Runtime(Protocol):
 
     def list(self, *, everywhere: bool = False) -> list[Task]:
         """Those of the current namespace, or of all, without asking their shims."""
+
+    async def info(self, runtime: str, options: TypedBytes | None = None) -> RuntimeInfo:
+        """Tell about what a runtime's name means here. NotFound for one that is not installed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -244,16 +259,16 @@ class Tasks(Protocol):
     async def close_stdin(self, container_id: str, exec_id: str = "") -> None:
         """End a process' input."""
 
-    async def pids(self, container_id: str) -> list[ProcessInfo]:
+    async def pids(self, container_id: str) -> Sequence[ProcessInfo]:
         """Every process in the container."""
 
-    async def checkpoint(self, container_id: str, options: TypedBytes | None) -> list[Descriptor]:
+    async def checkpoint(self, container_id: str, options: TypedBytes | None) -> Sequence[Descriptor]:
         """Write a CRIU image, into the content store unless the options name a folder, and give what was stored."""
 
     async def update(self, container_id: str, resources: TypedBytes | None, annotations: Mapping[str, str]) -> None:
         """Change limits."""
 
-    async def metrics(self, filters: Sequence[str] = ()) -> list[Metric]:
+    async def metrics(self, filters: Sequence[str] = ()) -> Sequence[Metric]:
         """Counters of the tasks that match (id, namespace); those that give none are left out."""
 
     async def wait(self, container_id: str, exec_id: str = "") -> Exit:
@@ -264,7 +279,7 @@ class TaskMonitor(Protocol):
     """Watches running tasks, for metrics; told of each task as it is made, found again after a restart, or deleted."""
 
     async def watch(self, task: Task, labels: Mapping[str, str]) -> None:
-        """Begin; labels are the container's. Quick, and raises nothing."""
+        """Begin; labels are those of every sample: `runtime`, its name. Quick, and raises nothing."""
 
     async def forget(self, task: Task) -> None:
         """End; unknown tasks are ignored."""
