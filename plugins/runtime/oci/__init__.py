@@ -1,0 +1,1 @@
+"""Drivers of OCI runtimes: runc, crun and gVisor's runsc."""
