@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from moored.kernel.plugin import InitContext, Registration
 from moored.kernel.ports.introspection import SERVICE
 from moored.kernel.ports.services import GRPC, GrpcService
+from moored.kernel.ports.tasks import RUNTIME
 
 
 @asynccontextmanager
@@ -15,7 +16,7 @@ async def open_(ctx: InitContext[None]) -> AsyncGenerator[GrpcService]:
     """Serve it on every gRPC listener."""
     from moored.plugins.services.introspection.service import IntrospectionService
 
-    yield IntrospectionService(ctx.named(SERVICE, "introspection-service"))
+    yield IntrospectionService(ctx.named(SERVICE, "introspection-service"), ctx.all(RUNTIME))
 
 
 plugin = Registration(
@@ -23,6 +24,7 @@ plugin = Registration(
     id="introspection",
     open=open_,
     requires=(SERVICE,),
+    after=(RUNTIME,),
     essential=True,
     summary="tells clients which plugins there are and who the daemon is",
 )

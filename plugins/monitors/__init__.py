@@ -1,0 +1,1 @@
+"""Monitors: what watches tasks and containers from beside, for metrics and for restarts."""

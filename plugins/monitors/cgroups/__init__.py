@@ -1,0 +1,1 @@
+"""Counters of tasks' cgroups as metrics."""

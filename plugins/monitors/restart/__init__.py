@@ -1,0 +1,1 @@
+"""Keeps the tasks of containers in the state that their labels ask for."""
