@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import fcntl
 import os
-import struct
+import re
 import tempfile
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -16,8 +15,28 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
-from moored.kernel.errors import InvalidArgument, Unimplemented
-from moored.kernel.ports.mounts import Mount
+from moored.kernel.errors import InvalidArgument
+from moored.kernel.idmaps import user_namespace
+from moored.kernel.loops import loop_device
+from moored.kernel.mountfds import (
+    ATTR_ATIME,
+    ATTR_IDMAP,
+    ATTR_NOATIME,
+    ATTR_NODEV,
+    ATTR_NODIRATIME,
+    ATTR_NOEXEC,
+    ATTR_NOSUID,
+    ATTR_RDONLY,
+    ATTR_STRICTATIME,
+    RESOLVE_IN_ROOT,
+    attach,
+    cloned,
+    closing,
+    created,
+    open_within,
+    set_attributes,
+)
+from moored.kernel.ports.mounts import INTERNAL_OPTION, Mount
 
 RDONLY: Final = 1
 NOSUID: Final = 2
@@ -45,6 +64,10 @@ NOFOLLOW: Final = 8
 MAX_DATA: Final = os.sysconf("SC_PAGESIZE") - 1
 """Bytes of all options that are no flags: mount(2) takes one page."""
 _PROPAGATION: Final = UNBINDABLE | PRIVATE | SLAVE | SHARED
+_CLONE_FS: Final = 0x200
+_CLONE_NEWNS: Final = 0x20000
+_LOWER_BY_LOWER_SINCE: Final = (6, 5)
+_ESCAPED_COLON: Final = "\\:"
 
 # Propagation words are those that mount(8) knows; containerd sends none, clients may.
 _SET: Final[Mapping[str, int]] = MappingProxyType(
@@ -110,7 +133,7 @@ def parse(options: Sequence[str]) -> Parsed:
     loop, data, mappings = False, [], {"uidmap": "", "gidmap": ""}
     for option in options:
         name, _, value = option.partition("=")
-        if option.startswith("X-containerd."):
+        if option.startswith(INTERNAL_OPTION):
             raise InvalidArgument(f"mount option {option!r} is for the mount manager, it cannot be mounted")
         if (flag := _SET.get(option, 0)) & _PROPAGATION:
             propagation |= flag
@@ -149,27 +172,33 @@ def mount(what: Mount, target: Path) -> None:
     """Mount on `target`, or on the place below it that the mount names, never outside of it.
 
     A bind with `ro` is made read-only by a second call; lower folders whose paths take more than a page together are
-    named relative to the folder that all of them are in. A loop device goes with its mount.
-    Raises OSError; InvalidArgument for options that cannot be; Unimplemented for id mappings.
+    named relative to the folder that all of them are in, and one by one where that is too much as well (Linux 6.5). A
+    loop device goes with its mount.
+    uidmap= and gidmap= (`CONTAINER:HOST:LENGTH[,...]`, both or none; Linux 5.12, for lower folders 5.19) show the files
+    of the source with other owners; of an overlay those of the lower folders, since what is written above has its
+    owners already.
+    Raises OSError; InvalidArgument for options that cannot be.
     """
     parsed = parse(what.options)
-    if parsed.uid_mapping or parsed.gid_mapping:
-        raise Unimplemented("mounts with id mappings are not supported here")
+    if bool(parsed.uid_mapping) != bool(parsed.gid_mapping):
+        raise InvalidArgument("mount options have one of uidmap and gidmap, wanted both or none")
     with _below(target, what.target) as place:
-        if not parsed.flags & REMOUNT or parsed.data:
+        if parsed.uid_mapping:
+            _mapped(what, parsed, target, place)
+        elif not parsed.flags & REMOUNT or parsed.data:
             _first_call(what, parsed, place)
         if parsed.propagation:
             _mount("", place, "", parsed.propagation, "")
-        if parsed.flags & BIND and parsed.flags & RDONLY:
+        if parsed.flags & BIND and parsed.flags & RDONLY and not parsed.uid_mapping:
             _mount("", place, "", parsed.flags | REMOUNT | _locked_flags(place), "")
 
 
 def _first_call(what: Mount, parsed: Parsed, place: str) -> None:
     chdir, parsed = _compacted(what, parsed)
     data = ",".join(parsed.data)
-    if len(os.fsencode(data)) > MAX_DATA:
-        raise InvalidArgument(f"mount options have {len(os.fsencode(data))} bytes, wanted at most {MAX_DATA}")
-    if parsed.loop:
+    if _too_long(parsed.data):
+        _one_by_one(what, parsed, chdir, place)
+    elif parsed.loop:
         direct = "direct-io" in parsed.data
         data = ",".join(option for option in parsed.data if option != "direct-io")
         with loop_device(Path(what.source), read_only=bool(parsed.flags & RDONLY), direct=direct) as device:
@@ -180,20 +209,152 @@ def _first_call(what: Mount, parsed: Parsed, place: str) -> None:
         _mount(what.source, place, what.type, parsed.flags, data)
 
 
+def _too_long(data: Sequence[str]) -> bool:
+    return len(os.fsencode(",".join(data))) > MAX_DATA
+
+
+# --- lower folders of overlays ----------------------------------------------------------------------------------------
+
+
+def _lower_folders(what: Mount, data: Sequence[str]) -> list[str]:
+    """Give an overlay's lower folders; none where they are not plain absolute paths."""
+    if what.type != "overlay":
+        return []
+    values = [option.removeprefix("lowerdir=") for option in data if option.startswith("lowerdir=")]
+    folders = re.split(r"(?<!\\):", values[-1]) if values else []
+    return folders if all(folder.startswith("/") for folder in folders) else []
+
+
+def _with_lower(data: Sequence[str], folders: Sequence[str]) -> tuple[str, ...]:
+    """Give the options with other lower folders, in the place of the old ones."""
+    lower = f"lowerdir={':'.join(folders)}"
+    return tuple(lower if option.startswith("lowerdir=") else option for option in data)
+
+
 def _compacted(what: Mount, parsed: Parsed) -> tuple[str, Parsed]:
     """Make an overlay's lower folders relative to the folder given first, if they take too much room otherwise."""
-    if what.type != "overlay" or len(os.fsencode(",".join(parsed.data))) <= MAX_DATA:
+    folders = _lower_folders(what, parsed.data) if _too_long(parsed.data) else []
+    if not folders:
         return "", parsed
-    data = list(parsed.data)
-    for index, option in enumerate(data):
-        name, _, value = option.partition("=")
-        folders = value.split(":")
-        if name != "lowerdir" or not all(folder.startswith("/") for folder in folders):
-            continue
-        common = os.path.commonpath(folders)
-        data[index] = "lowerdir=" + ":".join(os.path.relpath(folder, common) for folder in folders)
-        return common, replace(parsed, data=tuple(data))
-    return "", parsed
+    common = os.path.commonpath(folders)
+    relative = [os.path.relpath(folder, common) for folder in folders]
+    return common, replace(parsed, data=_with_lower(parsed.data, relative))
+
+
+def _one_by_one(what: Mount, parsed: Parsed, folder: str, place: str) -> None:
+    """Mount with more options than fit into one call; paths of an overlay's lower folders are relative to a folder."""
+    if parsed.loop or (what.type == "overlay" and (not folder or _release() < _LOWER_BY_LOWER_SINCE)):
+        size = len(os.fsencode(",".join(parsed.data)))
+        raise InvalidArgument(f"mount options have {size} bytes, wanted at most {MAX_DATA}")
+    made: list[int] = []
+    options = _separate(parsed)
+
+    def make() -> None:
+        made.append(created(what.type, what.source, options, _attributes(parsed.flags)))
+
+    _from_folder(folder or "/", make)
+    with closing(made[0]) as fd:
+        attach(fd, place)
+
+
+def _release() -> tuple[int, int]:
+    """Give the kernel's version; options are no way to tell it, since older overlays take any until they are made."""
+    found = re.match(r"([0-9]+)\.([0-9]+)", os.uname().release)
+    return (int(found[1]), int(found[2])) if found else (0, 0)
+
+
+def _separate(parsed: Parsed) -> list[str]:
+    """Give options for `created`, with each lower folder in one of its own."""
+    found = _flag_options(parsed)
+    for option in parsed.data:
+        if option.startswith("lowerdir="):
+            folders = re.split(r"(?<!\\):", option.removeprefix("lowerdir="))
+            found += [f"lowerdir+={folder.replace(_ESCAPED_COLON, ':')}" for folder in folders]
+        else:
+            found.append(option)
+    return found
+
+
+# --- id mappings ------------------------------------------------------------------------------------------------------
+
+
+def _mapped(what: Mount, parsed: Parsed, target: Path, place: str) -> None:
+    """Mount with mapped owners, whole or not at all: nobody sees it before it is mapped."""
+    if parsed.flags & REMOUNT:
+        raise InvalidArgument("mount options have an id mapping and remount, a mapping is for a new mount")
+    with user_namespace(parsed.uid_mapping, parsed.gid_mapping) as namespace:
+        if what.type == "overlay":
+            made = _overlay_of_mapped(what, parsed, target, namespace)
+        else:
+            made = _mapped_source(what, parsed, namespace)
+        with closing(made) as fd:
+            attach(fd, place)
+
+
+def _mapped_source(what: Mount, parsed: Parsed, namespace: int) -> int:
+    recursive = bool(parsed.flags & REC)
+    if parsed.flags & BIND:
+        made = cloned(what.source, recursive=recursive)
+    elif parsed.loop:
+        with loop_device(Path(what.source), read_only=bool(parsed.flags & RDONLY)) as device:
+            made = created(what.type, device, _separate(parsed))
+    else:
+        made = created(what.type, what.source, _separate(parsed))
+    try:
+        attributes, clear = _attributes(parsed.flags), ATTR_ATIME if parsed.flags & (NOATIME | STRICTATIME) else 0
+        set_attributes(made, attributes | ATTR_IDMAP, clear=clear, user_namespace=namespace, recursive=recursive)
+    except BaseException:
+        os.close(made)
+        raise
+    return made
+
+
+def _overlay_of_mapped(what: Mount, parsed: Parsed, target: Path, namespace: int) -> int:
+    """Give an overlay over lower folders with mapped owners.
+
+    These have to be mounted somewhere while the overlay is made. That is in a mount namespace of one thread, so that
+    neither others nor a crash get to see it.
+    """
+    folders = _lower_folders(what, parsed.data)
+    if not folders:
+        raise InvalidArgument("an overlay with an id mapping has no lower folders, wanted absolute paths")
+    common = os.path.commonpath(folders)
+    relative = [os.path.relpath(folder, common) for folder in folders]
+    plain = replace(parsed, data=_with_lower(parsed.data, relative))
+    options = _separate(plain) if _too_long(plain.data) else [*_flag_options(parsed), *plain.data]
+    made: list[int] = []
+
+    def make() -> None:
+        _mount("", "/", "", PRIVATE | REC, "")
+        with closing(cloned(common, recursive=True)) as tree:
+            set_attributes(tree, ATTR_IDMAP | ATTR_RDONLY, user_namespace=namespace, recursive=True)
+            attach(tree, str(target))
+        os.chdir(target)
+        made.append(created(what.type, what.source, options, _attributes(parsed.flags)))
+
+    _from_folder("/", make, _CLONE_NEWNS)
+    return made[0]
+
+
+def _flag_options(parsed: Parsed) -> list[str]:
+    return ["ro"] if parsed.flags & RDONLY else []
+
+
+def _attributes(flags: int) -> int:
+    """Give the attributes of a mount that stand for flags of mount(2)."""
+    pairs = (
+        (RDONLY, ATTR_RDONLY),
+        (NOSUID, ATTR_NOSUID),
+        (NODEV, ATTR_NODEV),
+        (NOEXEC, ATTR_NOEXEC),
+        (NOATIME, ATTR_NOATIME),
+        (STRICTATIME, ATTR_STRICTATIME),
+        (NODIRATIME, ATTR_NODIRATIME),
+    )
+    return sum(attribute for flag, attribute in pairs if flags & flag)
+
+
+# --- single calls -----------------------------------------------------------------------------------------------------
 
 
 def _mount(source: str, target: str, kind: str, flags: int, data: str) -> None:
@@ -204,27 +365,29 @@ def _mount(source: str, target: str, kind: str, flags: int, data: str) -> None:
         raise OSError(error, f"{os.strerror(error)} (mount of {kind or 'flags'} {source!r}, options {data[:200]!r})")
 
 
-def _from_folder(folder: str, call: Callable[[], None]) -> None:
-    """Make a call that names paths relative to a folder; only a thread of its own goes there, which then ends."""
-    faults: list[OSError] = []
-    thread = threading.Thread(target=_call_in, args=(folder, call, faults), name="mount")
+def _from_folder(folder: str, call: Callable[[], None], apart: int = 0) -> None:
+    """Make a call in a folder, with further things of its own (CLONE_ bits); only a thread goes there, which then ends.
+
+    Raises what the call raises.
+    """
+    faults: list[Exception] = []
+    thread = threading.Thread(target=_call_in, args=(folder, call, apart, faults), name="mount")
     thread.start()
     thread.join()
     if faults:
         raise faults[0]
 
 
-def _call_in(folder: str, call: Callable[[], None], faults: list[OSError]) -> None:
-    clone_fs = 0x200
+def _call_in(folder: str, call: Callable[[], None], apart: int, faults: list[Exception]) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.unshare(clone_fs) < 0:
+    if libc.unshare(_CLONE_FS | apart) < 0:
         error = ctypes.get_errno()
         faults.append(OSError(error, f"{os.strerror(error)} (unshare)"))
         return
     try:
         os.chdir(folder)
         call()
-    except OSError as fault:
+    except Exception as fault:  # noqa: BLE001 - raised again where it was asked for
         faults.append(fault)
 
 
@@ -251,70 +414,12 @@ def _below(target: Path, path: str) -> Generator[str]:
     if not path:
         yield str(target)
         return
-    openat2, in_root = 437, 0x10
-    libc = ctypes.CDLL(None, use_errno=True)
-    top = os.open(target, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        how = struct.pack("=QQQ", os.O_PATH | os.O_CLOEXEC, 0, in_root)
-        fd = int(libc.syscall(openat2, top, os.fsencode(path), how, len(how)))
-    finally:
-        os.close(top)
-    if fd < 0:
-        error = ctypes.get_errno()
-        raise OSError(error, f"{os.strerror(error)} (mount target {path!r})")
+    with closing(os.open(target, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)) as top:
+        fd = open_within(top, path, os.O_PATH, RESOLVE_IN_ROOT)
     try:
         yield f"/proc/self/fd/{fd}"
     finally:
         os.close(fd)
-
-
-# --- loop devices -----------------------------------------------------------------------------------------------------
-
-_LOOP_CTL_GET_FREE: Final = 0x4C82
-_LOOP_CONFIGURE: Final = 0x4C0A
-_LOOP_READ_ONLY: Final = 1
-_LOOP_AUTOCLEAR: Final = 4
-_LOOP_DIRECT_IO: Final = 16
-_LOOP_CONFIG: Final = struct.Struct("=II 5Q4I64s64s32s2Q 8Q")
-_LOOP_ATTEMPTS: Final = 100
-
-
-@contextmanager
-def loop_device(file: Path, *, read_only: bool, direct: bool = False) -> Generator[str]:
-    """Give the path of a loop device on a file; it goes once the block is left and nothing has it mounted.
-
-    Raises OSError.
-    """
-    fd = os.open(file, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC)
-    try:
-        device, path = _attach(fd, os.fsencode(file), read_only=read_only, direct=direct)
-    finally:
-        os.close(fd)
-    try:
-        yield path
-    finally:
-        os.close(device)
-
-
-def _attach(fd: int, name: bytes, *, read_only: bool, direct: bool) -> tuple[int, str]:
-    flags = _LOOP_AUTOCLEAR | (_LOOP_READ_ONLY if read_only else 0) | (_LOOP_DIRECT_IO if direct else 0)
-    config = _LOOP_CONFIG.pack(fd, 0, 0, 0, 0, 0, 0, 0, 0, 0, flags, name[:63], b"", b"", 0, 0, *([0] * 8))
-    control = os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)
-    try:
-        for _ in range(_LOOP_ATTEMPTS):
-            path = f"/dev/loop{fcntl.ioctl(control, _LOOP_CTL_GET_FREE)}"
-            device = os.open(path, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC)
-            try:
-                fcntl.ioctl(device, _LOOP_CONFIGURE, config)
-            except OSError as error:
-                os.close(device)
-                if error.errno != errno.EBUSY:  # somebody else took it first
-                    raise
-                continue
-            return device, path
-    finally:
-        os.close(control)
-    raise OSError(errno.EBUSY, "no free loop device")
 
 
 # --- unmounting and looking -------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from typing import Final
 from moored.kernel.plugin import Skip
 from moored.kernel.ports.snapshots import REBASE, REMAP_IDS
 from moored.kernel.workers import Stop
+from moored.plugins.snapshots.faults import NO_ROOM
 from moored.plugins.snapshots.folder import Folder, new_entry, new_name
 from moored.plugins.snapshots.tree import FOLDER
 
@@ -29,34 +30,43 @@ _IDMAPPED_SINCE: Final = (5, 19)
 def host_options(folder: Folder, entry: str, chosen: Sequence[str]) -> list[str]:
     """Give the options that overlay mounts need beside the chosen ones; tries them in the entry `entry`, then removed.
 
+    On a full disk nothing can be tried: overlayfs is taken to work there, so that snapshots can be removed.
     Raises Skip naming what is missing, OSError.
     """
     folder.remove(new_entry(entry), Stop())
-    os.mkdir(new_name(entry), 0o700, dir_fd=folder.fd(entry))
+    names = {option.partition("=")[0] for option in chosen}
     try:
-        fd = folder.open_entry(new_entry(entry))
-        try:
-            for name in ("lower", "base", "upper", "work"):
-                os.mkdir(name, 0o755, dir_fd=fd)
-            if not _tells_types(fd):
-                raise Skip(f"{str(folder.root)!r} does not support d_type (xfs needs ftype=1), overlayfs needs it")
-            return _working_options(fd, {option.partition("=")[0] for option in chosen})
-        finally:
-            os.close(fd)
+        userxattr = _tried(folder, entry, names)
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        userxattr = in_user_namespace()
     finally:
         folder.remove(new_entry(entry), Stop())
-
-
-def _working_options(fd: int, chosen: set[str]) -> list[str]:
-    options = []
-    if "userxattr" not in chosen and in_user_namespace() and _fault(fd, ["userxattr"]) is None:
-        options.append("userxattr")
-    fault = _fault(fd, ["userxattr"] if "userxattr" in {*options, *chosen} else [])
-    if fault not in {None, errno.ENOSYS}:
-        raise Skip(f"overlayfs cannot be mounted on the snapshots' file system: {os.strerror(fault or 0).lower()}")
-    if "index" not in chosen and Path("/sys/module/overlay/parameters/index").exists():
+    options = ["userxattr"] if userxattr and "userxattr" not in names else []
+    if "index" not in names and Path("/sys/module/overlay/parameters/index").exists():
         options.append("index=off")
     return options
+
+
+def _tried(folder: Folder, entry: str, chosen: set[str]) -> bool:
+    """Try overlays on the folder's file system and tell whether they want `userxattr`."""
+    os.mkdir(new_name(entry), 0o700, dir_fd=folder.fd(entry))
+    fd = folder.open_entry(new_entry(entry))
+    try:
+        for name in ("lower", "base", "upper", "work"):
+            os.mkdir(name, 0o755, dir_fd=fd)
+        if not _tells_types(fd):
+            raise Skip(f"{str(folder.root)!r} does not support d_type (xfs needs ftype=1), overlayfs needs it")
+        userxattr = "userxattr" in chosen or (in_user_namespace() and _fault(fd, ["userxattr"]) is None)
+        fault = _fault(fd, ["userxattr"] if userxattr else [])
+    finally:
+        os.close(fd)
+    if fault in NO_ROOM:
+        raise OSError(fault, os.strerror(fault or 0))
+    if fault not in {None, errno.ENOSYS}:
+        raise Skip(f"overlayfs cannot be mounted on the snapshots' file system: {os.strerror(fault or 0).lower()}")
+    return userxattr
 
 
 def _fault(fd: int, options: Sequence[str]) -> int | None:

@@ -105,6 +105,30 @@ async def test_mapped_snapshot_has_the_mapped_root(tmp_path: Path) -> None:
         assert (fs / "4/fs").stat().st_uid == 100000, "without labels the parent's owner"
 
 
+@on_loop
+async def test_mapped_snapshot_shows_mapped_files(tmp_path: Path) -> None:
+    real = {UID_MAPPING: "0:100000:65536", GID_MAPPING: "0:200000:65536"}
+    async with opened(OverlayLayers(tmp_path, Options())) as s:
+        for name, parent in (("base", ""), ("above", "base")):
+            async with mounted(await s.prepare("a", parent)) as top:
+                (top / name).write_text(name)
+                os.chown(top / name, 5, 7)
+            await s.commit(name, "a")
+        async with mounted(await s.prepare("mapped", "above", real)) as top:
+            found = {one.name: (one.stat().st_uid, one.stat().st_gid) for one in (top, top / "base", top / "above")}
+            (top / "base").write_text("changed")
+            os.chown(top / "above", 100001, 200001)
+        async with mounted(await s.prepare("plain", "above")) as top:
+            plain = {one.name: (one.stat().st_uid, one.stat().st_gid) for one in (top / "base", top / "above")}
+        assert set(found.values()) == {(100000, 200000), (100005, 200007)}
+        assert set(plain.values()) == {(5, 7)}
+        uppers = [path.stat().st_uid for path in sorted((tmp_path / "snapshots/3/fs").iterdir())]
+        assert uppers == [100001, 100005]
+        await s.commit("again", "mapped", real)
+        async with mounted(await s.view("look", "above", real)) as top:
+            assert (top / "base").stat().st_uid == 100005
+
+
 @pytest.mark.parametrize(
     "labels",
     [

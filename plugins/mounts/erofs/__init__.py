@@ -1,0 +1,1 @@
+"""Mounts of erofs images that are files."""
