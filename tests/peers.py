@@ -24,20 +24,20 @@ needs_containerd = [
 
 
 @contextmanager
-def containerd(folder: Path) -> Iterator[Path]:
-    """A containerd of its own, below `folder` (root and state are there); gives its socket."""
+def containerd(folder: Path, binary: str | None = CONTAINERD, config: str = "") -> Iterator[Path]:
+    """A containerd of its own, below `folder` (root and state are there), with further sections; gives its socket."""
     folder.mkdir(exist_ok=True)
     config = f"""
 version = 2
 disabled_plugins = ["io.containerd.grpc.v1.cri"]
 [plugins."io.containerd.internal.v1.opt"]
 path = "{folder}/opt"
-"""
+{config}"""
     (folder / "config.toml").write_text(config)
     address = folder / "c.sock"
     paths = ["-c", folder / "config.toml", "--root", folder / "root", "--state", folder / "state", "-a", address]
     with (folder / "log").open("ab") as log:
-        process = subprocess.Popen([str(CONTAINERD), *map(str, paths)], stdout=log, stderr=log)
+        process = subprocess.Popen([str(binary), *map(str, paths)], stdout=log, stderr=log)
     try:
         deadline = time.monotonic() + 30
         while subprocess.run([str(CTR), "-a", address, "version"], capture_output=True, check=False).returncode:

@@ -11,10 +11,10 @@ import hashlib
 from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 from contextlib import aclosing, contextmanager, suppress
 from dataclasses import replace
-from types import TracebackType
-from typing import TYPE_CHECKING, Final, Self, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from moored.api.convert import to_ns
+from moored.kernel.closing import Closing
 from moored.kernel.errors import (
     Aborted,
     AlreadyExists,
@@ -205,7 +205,7 @@ class RemoteContent:
         )
 
 
-class RemoteReader:
+class RemoteReader(Closing):
     """The port's Reader; every read is a call."""
 
     def __init__(self, endpoint: RemoteEndpoint, namespace: str, info: Info) -> None:
@@ -259,14 +259,6 @@ class RemoteReader:
         """See the port."""
         self._closed = True
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await self.close()
-
     def _end(self, offset: int, size: int) -> int:
         if self._closed:
             raise FailedPrecondition(f"reader of content {self.digest} is closed")
@@ -277,7 +269,7 @@ class RemoteReader:
         return min(self.size, offset + size)
 
 
-class RemoteWriter:
+class RemoteWriter(Closing):
     """The port's LabelledWriter on a Write stream, which holds the ref until it ends.
 
     An error from the other side ends the stream, and the writer is closed.
@@ -391,14 +383,6 @@ class RemoteWriter:
         """See the port."""
         async with self._turn:
             await self._end()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await self.close()
 
     async def _ask(self, request: pb.WriteContentRequest) -> pb.WriteContentResponse:
         self._check()

@@ -34,6 +34,9 @@ NAMESPACE_HEADER = "containerd-namespace"
 LEASE_HEADER = "containerd-lease"
 CONNECT_SECONDS = 5.0
 """How long a call waits for the connection."""
+ANSWER_SECONDS = 120.0
+"""How long a call that should be quick may take, unless `[timeouts]` has ANSWER_TIMEOUT."""
+ANSWER_TIMEOUT = "io.moored.timeout.proxy.answer"
 RECONNECT_SECONDS = 1.0
 """Longest pause between two attempts to connect."""
 MAX_MESSAGE = 16 << 20
@@ -71,10 +74,14 @@ class ProxySettings(Protocol):
 
 
 class RemoteEndpoint:
-    """A lazily dialled gRPC channel to one address. Calls may overlap; cancelling one cancels it there too."""
+    """A lazily dialled gRPC channel to one address. Calls may overlap; cancelling one cancels it there too.
 
-    def __init__(self, address: str) -> None:
+    answer_timeout is the deadline for those who want one: they give it to each call.
+    """
+
+    def __init__(self, address: str, answer_timeout: float = ANSWER_SECONDS) -> None:
         self.address = address
+        self.answer_timeout = answer_timeout
         self._channel: grpc.aio.Channel | None = None
 
     async def unary(
@@ -231,7 +238,7 @@ def _opener(
         ctx.facts.capabilities.extend(settings.capabilities)
         if settings.platform:
             ctx.facts.platforms.append(settings.platform)
-        endpoint = RemoteEndpoint(settings.address)
+        endpoint = RemoteEndpoint(settings.address, ctx.daemon.timeout(ANSWER_TIMEOUT) or ANSWER_SECONDS)
         try:
             yield port(endpoint)
         finally:
