@@ -17,7 +17,10 @@ from moored.kernel.ports.services import GRPC, TTRPC
 class Config:
     """[plugins."io.containerd.server.v1.ttrpc"]"""
 
-    address: str = setting("", doc="path of the unix socket; the daemon derives it from the gRPC address")
+    address: str = setting(
+        "/run/moored/moored.sock.ttrpc",
+        doc="path of the unix socket, empty for none; where only the gRPC address is set, that with .ttrpc added",
+    )
     uid: int = setting(factory=os.geteuid, ge=0, doc="owner of the socket; default the daemon's user")
     gid: int = setting(factory=os.getegid, ge=0, doc="group of the socket; default the daemon's group")
 

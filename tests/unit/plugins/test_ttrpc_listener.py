@@ -72,7 +72,7 @@ async def test_ttrpc_serves_services_with_the_namespace_bound(tmp_path: Path) ->
 
 @on_loop
 async def test_ttrpc_without_address_is_skipped(tmp_path: Path) -> None:
-    assert await outcome_of(tmp_path, TTRPC_SERVER) == (Outcome.SKIPPED, "no address configured")
+    assert await outcome_of(tmp_path, TTRPC_SERVER, address="") == (Outcome.SKIPPED, "no address configured")
 
 
 @on_loop
