@@ -41,28 +41,17 @@ class RuncConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CrunConfig:
+class CrunConfig(RuncConfig):
     """[plugins."io.moored.oci-runtime.v1.crun"]"""
 
     binary: str = setting("crun", doc=_BINARY)
-    flags: tuple[str, ...] = setting((), doc=_FLAGS)
-    root: str = setting("", doc=_ROOT)
-    systemd_cgroup: bool = setting(False, doc=_SYSTEMD)
-    timeout: Duration = setting(Duration(10), ge=0.1, doc=_TIMEOUT)
-
-    def __post_init__(self) -> None:
-        check(self.binary, self.root)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RunscConfig:
+class RunscConfig(RuncConfig):
     """[plugins."io.moored.oci-runtime.v1.runsc"]"""
 
     binary: str = setting("runsc", doc=_BINARY)
-    flags: tuple[str, ...] = setting((), doc=_FLAGS)
-    root: str = setting("", doc=_ROOT)
-    systemd_cgroup: bool = setting(False, doc=_SYSTEMD)
-    timeout: Duration = setting(Duration(10), ge=0.1, doc=_TIMEOUT)
     platform: str = setting("", doc="how system calls are caught: ptrace, systrap, kvm; empty leaves it to runsc")
     network: str = setting(
         "",
@@ -72,9 +61,6 @@ class RunscConfig:
     ignore_cgroups: bool | None = setting(
         None, doc="run without cgroups, so without limits and metrics; unset does it where runsc could not make them"
     )
-
-    def __post_init__(self) -> None:
-        check(self.binary, self.root)
 
 
 def check(binary: str, root: str) -> None:
