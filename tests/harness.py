@@ -72,6 +72,9 @@ class FakeDaemon:
     def unhealthy(self) -> Sequence[str]:
         return (*self.faults, *(self.kernel.unhealthy() if self.kernel else ()))
 
+    def give_up(self, reason: str) -> None:
+        self.faults.append(reason)
+
     def timeout(self, name: str) -> float | None:
         return self.timeouts.get(name)
 

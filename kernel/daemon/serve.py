@@ -1,7 +1,7 @@
 """Runs a kernel from first start to clean stop on one event loop, and answers signals meanwhile.
 
 SIGTERM and SIGINT stop (a second one at once), SIGHUP checks the config files and reports, SIGUSR1 dumps stacks and
-tasks.
+tasks. A plugin that gives the daemon up stops it too, with status 1.
 """
 
 from __future__ import annotations
@@ -22,19 +22,26 @@ import structlog
 
 from moored.kernel import stacks
 from moored.kernel.daemon.notify import Notifier
+from moored.kernel.daemon.view import View
 from moored.kernel.lifecycle import Kernel, StartFailed
-from moored.kernel.ports.daemon import DaemonView, Outcome
+from moored.kernel.ports.daemon import Outcome
 
 log = structlog.get_logger("moored.daemon")
 
 WORKER_THREADS = 32
 """Threads for blocking calls; plugins with much of such work bring pools of their own."""
 
+COLLECT_AFTER = (20_000, 20, 20)
+"""New objects after which Python looks for cycles among them, and how often it looks at older ones (`gc`).
+
+Long lists make many objects and no cycles; with Python's own 700 half of the time for one goes into looking.
+"""
+
 DRAIN_SECONDS = 2.0
 """How long tasks that outlived their plugin, and their threads, are waited for at the end."""
 
 
-def serve(kernel: Kernel, daemon: DaemonView, began: float) -> int:
+def serve(kernel: Kernel, daemon: View, began: float) -> int:
     """Start, wait for a signal, stop; returns the exit status. `began` is time.monotonic() at the process's start."""
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
@@ -49,38 +56,48 @@ def serve(kernel: Kernel, daemon: DaemonView, began: float) -> int:
     return _end(status, workers)
 
 
-async def _serve(kernel: Kernel, daemon: DaemonView, began: float) -> int:
+async def _serve(kernel: Kernel, daemon: View, began: float) -> int:
     notifier = Notifier()
     told = asyncio.Event()
     _answer_signals(told, daemon)
     starting = asyncio.create_task(kernel.start(daemon), name="start")
     stopping = asyncio.create_task(told.wait(), name="stop signal")
+    giving_up = asyncio.create_task(daemon.given_up.wait(), name="giving up")
+    ends = {stopping, giving_up}
     watchdog = asyncio.create_task(notifier.keep_alive(), name="watchdog")
     status = 0
     try:
-        await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({starting, *ends}, return_when=asyncio.FIRST_COMPLETED)
         if starting.done():
             starting.result()
-            _report(daemon, began)
-            gc.freeze()
-            _trim()
-            notifier.send("READY=1", f"STATUS={_status(daemon)}")
-            await stopping
+            if not giving_up.done():
+                _ready(daemon, notifier, began)
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        status = 1 if giving_up.done() else 0
         notifier.send("STOPPING=1")
     except StartFailed as failure:
         for fault in failure.faults:
             log.error("cannot start", reason=fault.text)  # noqa: TRY400 - the faults say all, a traceback nothing
         status = 1
     finally:
-        for task in (starting, stopping, watchdog):
+        tasks = (starting, *ends, watchdog)
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(starting, stopping, watchdog, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         await kernel.stop()
         log.info("stopped", status=status)
     return status
 
 
-def _answer_signals(told: asyncio.Event, daemon: DaemonView) -> None:
+def _ready(daemon: View, notifier: Notifier, began: float) -> None:
+    _report(daemon, began)
+    gc.freeze()
+    gc.set_threshold(*COLLECT_AFTER)
+    _trim()
+    notifier.send("READY=1", f"STATUS={_status(daemon)}")
+
+
+def _answer_signals(told: asyncio.Event, daemon: View) -> None:
     loop = asyncio.get_running_loop()
     background: set[asyncio.Task[None]] = set()
 
@@ -105,7 +122,7 @@ def _answer_signals(told: asyncio.Event, daemon: DaemonView) -> None:
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
 
 
-async def _check_config(daemon: DaemonView) -> None:
+async def _check_config(daemon: View) -> None:
     """SIGHUP: tell what the files on disk would change; nothing is applied."""
     try:
         check = await daemon.check_config()
@@ -133,7 +150,7 @@ def _dump_stacks() -> None:
         log.warning("stack dump not written", file=str(path), reason=error.strerror)
 
 
-def _report(daemon: DaemonView, began: float) -> None:
+def _report(daemon: View, began: float) -> None:
     records = daemon.plugins()
     counts = {outcome: sum(r.outcome is outcome for r in records) for outcome in Outcome}
     log.info(
@@ -154,7 +171,7 @@ def _trim() -> None:
         trim(0)
 
 
-def _status(daemon: DaemonView) -> str:
+def _status(daemon: View) -> str:
     bad = daemon.unhealthy()
     return f"unhealthy: {bad[0]}" if bad else "serving"
 

@@ -11,6 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import structlog
+
 from moored.config.check import check_plugins
 from moored.config.dump import dump, values
 from moored.config.load import Finding, Loaded
@@ -29,6 +31,8 @@ from moored.kernel.ports.daemon import (
     StreamProcessor,
 )
 
+log = structlog.get_logger("moored.daemon")
+
 
 class View:
     """Implements kernel.ports.daemon.DaemonView for one running daemon."""
@@ -44,6 +48,7 @@ class View:
         self._main = main
         self._kernel = kernel
         self._args = args
+        self.given_up = asyncio.Event()
 
     def plugins(self) -> Sequence[PluginRecord]:
         """All plugins in start order, disabled ones last."""
@@ -52,6 +57,11 @@ class View:
     def unhealthy(self) -> Sequence[str]:
         """Essential and required plugins that do not run."""
         return self._kernel.unhealthy()
+
+    def give_up(self, reason: str) -> None:
+        """Log why, and let `serve` stop."""
+        log.error("giving up", reason=reason)
+        self.given_up.set()
 
     def timeout(self, name: str) -> float | None:
         """Seconds of `[timeouts]."name"`."""

@@ -6,6 +6,7 @@ not doubt it again. Fields that are not known are ignored. Source: OCI image spe
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Final, TypeVar
 
@@ -141,6 +142,8 @@ def manifest(data: bytes, name: str) -> Manifest:
     _refuse_mixed(data, name, wanted=media.MANIFESTS, unwanted=("manifests", "fsLayers"), said=found.media_type)
     _bounded(found.layers, MAX_LAYERS, f"image manifest {name} has", "layers")
     _named([found.config, *found.layers], f"image manifest {name}")
+    if media.is_layer(found.config.media_type):
+        raise InvalidArgument(f"image manifest {name} has a layer as its config")
     return found
 
 
@@ -167,6 +170,11 @@ def children(data: bytes, media_type: str, name: str) -> Sequence[Entry]:
 def encode(document: msgspec.Struct | Mapping[str, object]) -> bytes:
     """Give the JSON of a document that this program makes."""
     return msgspec.json.encode(document)
+
+
+def digest_of(data: bytes) -> str:
+    """Give the digest by which a document that this program makes is known."""
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
 class _Shape(msgspec.Struct, rename={"fs_layers": "fsLayers"}):

@@ -21,10 +21,17 @@ DOCKER_LAYER_ZSTD: Final = "application/vnd.docker.image.rootfs.diff.tar.zstd"
 DOCKER_FOREIGN: Final = "application/vnd.docker.image.rootfs.foreign.diff.tar"
 DOCKER_FOREIGN_GZIP: Final = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
 CHECKPOINT: Final = "application/vnd.containerd.container.criu.checkpoint.criu.tar"
+CHECKPOINT_CONFIG: Final = "application/vnd.containerd.container.checkpoint.config.v1+proto"
+IN_TOTO: Final = "application/vnd.in-toto+json"
+REF_NAME: Final = "org.opencontainers.image.ref.name"
+"""Annotation: a tag, or a whole name."""
+IMAGE_NAME: Final = "io.containerd.image.name"
+"""Annotation: the whole name of an image in an archive."""
 
 INDEXES: Final = frozenset({OCI_INDEX, DOCKER_LIST})
 MANIFESTS: Final = frozenset({OCI_MANIFEST, DOCKER_MANIFEST})
 CONFIGS: Final = frozenset({OCI_CONFIG, DOCKER_CONFIG})
+KNOWN_CONFIGS: Final = CONFIGS | {CHECKPOINT, CHECKPOINT_CONFIG}
 SCHEMA1: Final = frozenset({DOCKER_SCHEMA1, DOCKER_SCHEMA1_SIGNED})
 
 _DOCKER_LAYERS: Final = frozenset({DOCKER_LAYER, DOCKER_LAYER_GZIP, DOCKER_LAYER_ZSTD})

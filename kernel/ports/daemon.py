@@ -124,7 +124,7 @@ class StreamProcessor:
 
 
 class DaemonView(Protocol):
-    """Read-only. Methods may be called from the event loop at any time and do not block, check_config apart.
+    """Read-only, but for `give_up`. Methods may be called on the event loop at any time; only check_config blocks.
 
     Errors: none, but for check_config, whose findings are values.
     """
@@ -140,6 +140,9 @@ class DaemonView(Protocol):
 
     def unhealthy(self) -> Sequence[str]:
         """Why the daemon as a whole is not well, one line each; empty when it is."""
+
+    def give_up(self, reason: str) -> None:
+        """End the daemon with status 1, for want of what nothing can go on without: a database that has failed."""
 
     def timeout(self, name: str) -> float | None:
         """Seconds configured under `[timeouts]`, None where the name is not set."""

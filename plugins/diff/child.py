@@ -1,7 +1,8 @@
 """How a worker process runs: it reads its task, locks itself in, works, reports and ends.
 
-Task on descriptor 0, report on the one that its only argument names. All modules are imported before the root changes:
-afterwards nothing is ever loaded, since the files around it are a stranger's.
+Task on descriptor 0, report on the one that its first argument names; the second argument is the daemon's process id.
+All modules are imported before the root changes: afterwards nothing is ever loaded, since the files around it are a
+stranger's.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ Work = Callable[[dict[str, Any], Syscalls], dict[str, Any]]
 
 
 def serve(work: Work) -> None:
-    """Do one piece of work. The exit status is 0 whenever a report was sent."""
+    """Do one piece of work. The exit status is 0 whenever a report was sent, and where nobody is left to get it."""
     report = int(sys.argv[1])
     try:
         os.umask(0)
@@ -30,6 +31,11 @@ def serve(work: Work) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         syscalls = Syscalls()
+        # A daemon that is killed and started again finds nobody who still writes.
+        syscalls.end_with_parent()
+        if os.getppid() != int(sys.argv[2]):
+            # It ended before the line above.
+            return
         syscalls.forbid_new_privileges()
         answer = work(receive(0), syscalls)
     except MooredError as error:

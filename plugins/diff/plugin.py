@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from moored.kernel.config import setting
+from moored.kernel.duration import Duration
 from moored.kernel.mounts import mounted, unmount_all
 from moored.kernel.plugin import InitContext, Registration
 from moored.kernel.ports.diff import DIFFER, Budget, Differ
+from moored.kernel.ports.mounts import MOUNT_MANAGER
 from moored.kernel.ports.objects import METADATA
 from moored.plugins.diff.walking import WalkingDiffer
+from moored.plugins.diff.worker import MAX_PROCESSES, STALL_SECONDS, Crew
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +28,12 @@ class Config:
         256 << 30, ge=1 << 20, doc="bytes of a layer, both as uncompressed tar and as files; sparse files count whole"
     )
     max_layer_entries: int = setting(10_000_000, ge=1, doc="files, folders and links of a layer")
+    max_processes: int = setting(
+        MAX_PROCESSES, ge=1, le=1024, doc="layers unpacked or made side by side, each by a process; further ones wait"
+    )
+    stall_timeout: Duration = setting(
+        Duration(STALL_SECONDS), doc="how long such a process may make no progress before it is killed; 0: for ever"
+    )
 
 
 @asynccontextmanager
@@ -34,12 +43,15 @@ async def open_(ctx: InitContext[Config]) -> AsyncGenerator[Differ]:
     budget = Budget(stream_bytes=most, file_bytes=most, entries=ctx.config.max_layer_entries)
     folder = ctx.state / "tmpmounts"
     await asyncio.to_thread(_cleared, folder)
+    manager = next(iter(ctx.all(MOUNT_MANAGER).values()), None)
     yield WalkingDiffer(
         ctx.one(METADATA).content,
         ctx.log,
         budget=budget,
         processors=ctx.daemon.stream_processors(),
         mounted=partial(mounted, folder=folder),
+        activated=manager.activated if manager is not None else nullcontext,
+        crew=Crew(ctx.config.max_processes, max(ctx.config.stall_timeout, 0.0) or None, ctx.log),
     )
 
 
@@ -57,5 +69,6 @@ plugin = Registration(
     open=open_,
     config=Config,
     requires=(METADATA,),
+    after=(MOUNT_MANAGER,),
     summary="unpacks and makes layers by walking folders",
 )

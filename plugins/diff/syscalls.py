@@ -8,11 +8,12 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import signal
 import stat
 
 _OPENAT2, _FCHMODAT2 = 437, 452
 _AT_SYMLINK_NOFOLLOW = 0x100
-_PR_SET_NO_NEW_PRIVS = 38
+_PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
 
 RESOLVE_NO_MAGICLINKS, RESOLVE_IN_ROOT = 0x02, 0x10
 
@@ -84,3 +85,7 @@ class Syscalls:
     def forbid_new_privileges(self) -> None:
         """Keep this process and its children from gaining privileges by exec."""
         self._libc.prctl(_PR_SET_NO_NEW_PRIVS, *(ctypes.c_ulong(word) for word in (1, 0, 0, 0)))
+
+    def end_with_parent(self) -> None:
+        """Let this process be killed when the thread that started it ends."""
+        self._libc.prctl(_PR_SET_PDEATHSIG, *(ctypes.c_ulong(word) for word in (signal.SIGKILL, 0, 0, 0)))

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, aclosing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from structlog.typing import FilteringBoundLogger
 
-from moored.kernel.errors import DataLoss, FailedPrecondition, Unknown
+from moored.kernel.errors import DataLoss, DeadlineExceeded, FailedPrecondition, Unknown
 from moored.kernel.mounts import mounted
 from moored.kernel.ports.content import ContentStore, Reader
 from moored.kernel.ports.daemon import StreamProcessor
@@ -22,13 +22,15 @@ from moored.plugins.diff.compare.layer import Comparison, store_difference
 from moored.plugins.diff.decompress.decoders import Detected, Plain
 from moored.plugins.diff.decompress.pump import Pump
 from moored.plugins.diff.processors import chain, processed
-from moored.plugins.diff.worker import Worker, settled, worker
+from moored.plugins.diff.worker import Crew, Worker, settled
 
 APPLY_MODULE: Final = "moored.plugins.diff.apply.process"
 ID_MAP: Final = Path("/proc/self/uid_map")
 
 Mounted = Callable[[Sequence[Mount]], AbstractContextManager[Path]]
 """Mounts on a folder of its own making and gives it; blocks."""
+Activated = Callable[[Sequence[Mount]], AbstractAsyncContextManager[Sequence[Mount]]]
+"""Carries out what needs more than a mount, and gives the mounts that are left."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +86,8 @@ class WalkingDiffer:
 
     processors   stream processors, the last of those that take a type wins
     mounted      mounts what can be written or read only so
+    activated    the mount manager's; without one, mounts that need it fail
+    crew         runs the processes
     """
 
     def __init__(
@@ -94,12 +98,16 @@ class WalkingDiffer:
         budget: Budget | None = None,
         processors: Sequence[StreamProcessor] = (),
         mounted: Mounted = mounted,
+        activated: Activated = nullcontext,
+        crew: Crew | None = None,
     ) -> None:
         self._store = store
         self._log = log
         self._budget = budget or Budget()
         self._processors = tuple(processors)
         self._mounted = mounted
+        self._activated = activated
+        self._crew = crew or Crew(log=log)
 
     # --- apply --------------------------------------------------------------------------------------------------------
 
@@ -123,15 +131,16 @@ class WalkingDiffer:
             async with (
                 aclosing(source.chunks()) as stored,
                 processed(stored, steps, payloads) as stream,
+                self._activated(mounts) as left,
             ):
                 make = self._pump_maker(how == "by magic", blob.digest.algorithm)
-                target = direct_target(mounts)
-                if not mounts:
+                target = direct_target(left)
+                if not left:
                     pump = await self._read_only(stream, make)
                 elif target is not None:
                     pump = await self._unpack(stream, make, target, sync_fs)
                 else:
-                    async with _Entered(self._mounted(mounts)) as folder:
+                    async with _Entered(self._mounted(left)) as folder:
                         pump = await self._unpack(stream, make, Target(str(folder)), sync_fs)
         # what went through a program has another digest; the store knows its own
         if not steps and pump.stored_digest != blob.digest:
@@ -147,7 +156,7 @@ class WalkingDiffer:
 
     async def _read_only(self, stream: AsyncIterator[bytes], make: Callable[[Callable[[bytes], None]], Pump]) -> Pump:
         pump = make(lambda data: None)
-        async for data in stream:
+        async for data in self._steady(stream):
             await asyncio.to_thread(pump.feed, data)
         await asyncio.to_thread(pump.finish)
         return pump
@@ -168,12 +177,25 @@ class WalkingDiffer:
             "max_entries": self._budget.entries,
             "max_bytes": self._budget.file_bytes,
         }
-        async with worker(APPLY_MODULE, task) as process:
+        async with self._crew.worker(APPLY_MODULE, task) as process:
             pump = make(process.write)
-            report = await _pumped(stream, pump, process)
+            report = await _pumped(self._steady(stream), pump, process)
         for warning in report["warnings"]:
             self._log.warning(warning, digest=str(pump.stored_digest))
         return pump
+
+    async def _steady(self, stream: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
+        """The same data; raises DeadlineExceeded when none comes for too long (a hung program or disk)."""
+        stall = self._crew.stall
+        while True:
+            try:
+                async with asyncio.timeout(stall):
+                    data = await anext(stream, None)
+            except TimeoutError:
+                raise DeadlineExceeded(f"no data of the layer came for {stall:g}s") from None
+            if data is None:
+                return
+            yield data
 
     # --- compare ------------------------------------------------------------------------------------------------------
 
@@ -191,10 +213,12 @@ class WalkingDiffer:
         wanted = Comparison(media_type, reference, labels, source_date_epoch, _shortcut(lower, upper))
         wanted.check()
         async with (
-            _Entered(self._mounted(_read_only_mounts(lower))) as lower_folder,
-            _Entered(self._mounted(_read_only_mounts(upper))) as upper_folder,
+            self._activated(lower) as lower_left,
+            self._activated(upper) as upper_left,
+            _Entered(self._mounted(_read_only_mounts(lower_left))) as lower_folder,
+            _Entered(self._mounted(_read_only_mounts(upper_left))) as upper_folder,
         ):
-            return await store_difference(self._store, str(lower_folder), str(upper_folder), wanted)
+            return await store_difference(self._store, self._crew, str(lower_folder), str(upper_folder), wanted)
 
 
 async def _pumped(stream: AsyncIterator[bytes], pump: Pump, process: Worker) -> dict[str, Any]:

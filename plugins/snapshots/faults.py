@@ -11,7 +11,10 @@ from moored.kernel import oserrors
 from moored.kernel.errors import DataLoss, FailedPrecondition, MooredError
 from moored.kernel.oserrors import reason
 
-__all__ = ["about", "reason"]
+__all__ = ["NO_ROOM", "about", "reason"]
+
+NO_ROOM: Final = frozenset((errno.ENOSPC, errno.EDQUOT))
+"""What a full disk or quota answers."""
 
 _SPECIAL: Final = MappingProxyType[int, type[MooredError]](
     {

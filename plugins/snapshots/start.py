@@ -9,6 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
+from moored.kernel.failstop import FailStop
 from moored.kernel.plugin import InitContext
 from moored.kernel.ports.databases import DATABASES
 from moored.kernel.ports.snapshots import Snapshotter
@@ -36,6 +37,7 @@ async def started(
     machine = os.uname().machine
     ctx.facts.exports["root"] = str(root)
     ctx.facts.platforms.append(f"linux/{_ARCHITECTURES.get(machine, machine)}")
-    async with open_snapshotter(layers_in(root), ctx.one(DATABASES), ctx.log) as snapshotter:
+    databases = FailStop(ctx.one(DATABASES), ctx.daemon.give_up)
+    async with open_snapshotter(layers_in(root), databases, ctx.log) as snapshotter:
         ctx.facts.capabilities.extend(sorted(snapshotter.capabilities))
         yield snapshotter

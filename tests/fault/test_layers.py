@@ -430,7 +430,7 @@ def test_worker_that_outlives_its_daemon_ends(tmp_path: Path) -> None:
     task = {"root": str(tmp_path), "lowers": None, "userxattr": False, "devices": True, "sync": False}
     message = json.dumps({**task, "max_entries": 10, "max_bytes": 1 << 30}).encode()
     result = subprocess.run(
-        [sys.executable, "-m", "moored.plugins.diff.apply.process", "1"],
+        [sys.executable, "-m", "moored.plugins.diff.apply.process", "1", str(os.getpid())],
         input=struct.pack(">I", len(message)) + message + file(b"f", bytes(5000))[:2000],
         capture_output=True,
         env={"PYTHONPATH": os.pathsep.join(sys.path)},

@@ -17,7 +17,10 @@ from harness import on_loop
 from moored.kernel.conformance import fails_with
 from moored.kernel.errors import NotFound, ResourceExhausted
 from moored.kernel.ports.snapshots import Kind, Snapshotter
-from unit.snapshots.world import image, layers_of, mounted, opened
+from moored.plugins.snapshots.blockfile.layers import BlockfileLayers
+from moored.plugins.snapshots.blockfile.layers import Options as BlockfileOptions
+from moored.plugins.snapshots.layers import Layers
+from unit.snapshots.world import image, layers_of, mounted, opened, scratch
 
 LOAD = Path(__file__).parent / "snapshot_load.py"
 SECONDS = 20.0
@@ -163,13 +166,7 @@ async def test_disk_without_a_free_byte_lets_snapshots_go(tmp_path: Path, kind: 
         async with opened(layers_of(kind, disk / "root")) as s:
             for number in range(4):
                 await s.prepare(f"k{number}")
-            fd = os.open(disk / "filler", os.O_CREAT | os.O_WRONLY)
-            try:
-                for size in (1 << 20, 4096, 512, 1):
-                    while _written(fd, size):
-                        pass
-            finally:
-                os.close(fd)
+            _fill(disk)
             for number in range(3):
                 await s.remove(f"k{number}")
             await s.cleanup()
@@ -177,6 +174,48 @@ async def test_disk_without_a_free_byte_lets_snapshots_go(tmp_path: Path, kind: 
             assert len(list((disk / "root/snapshots").iterdir())) == 1
             (disk / "filler").unlink()
             await s.prepare("k4")
+
+
+@pytest.mark.parametrize("kind", ["native", "overlayfs", "blockfile"])
+@pytest.mark.root
+@on_loop
+async def test_snapshotter_starts_on_a_full_disk_and_lets_snapshots_go(tmp_path: Path, kind: str) -> None:
+    scratch(tmp_path / "scratch")
+    with image(tmp_path / "image", 64 << 20, "mkfs.ext4", "-q", place=tmp_path / "disk") as disk:
+
+        def layers() -> Layers:
+            if kind != "blockfile":
+                return layers_of(kind, disk / "root")
+            options = BlockfileOptions(scratch_file=str(tmp_path / "scratch"), recreate_scratch=True)
+            return BlockfileLayers(disk / "root", options)
+
+        async with opened(layers()) as s:
+            await s.prepare("p")
+            await s.commit("c", "p")
+            await s.prepare("k", "c")
+        _fill(disk)
+        async with opened(layers()) as s:
+            mounts = await s.mounts("k")
+            await s.remove("k")
+            await s.remove("c")
+            await s.cleanup()
+            assert list((disk / "root/snapshots").iterdir()) == []
+            (disk / "filler").unlink()
+            await s.prepare("p")
+            await s.commit("c", "p")
+            await s.prepare("k", "c")
+            assert [one.type for one in await s.mounts("k")] == [one.type for one in mounts]
+
+
+def _fill(disk: Path) -> None:
+    """Take all room that is left, to the last byte."""
+    fd = os.open(disk / "filler", os.O_CREAT | os.O_WRONLY)
+    try:
+        for size in (1 << 20, 4096, 512, 1):
+            while _written(fd, size):
+                pass
+    finally:
+        os.close(fd)
 
 
 def _written(fd: int, size: int) -> bool:

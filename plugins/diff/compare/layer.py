@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import secrets
 import time
 import zlib
@@ -15,7 +14,7 @@ from moored.kernel.errors import AlreadyExists, NotFound, Unimplemented
 from moored.kernel.ports.content import ContentStore, Info, Writer
 from moored.kernel.ports.diff import LAYER, LAYER_GZIP, LAYER_ZSTD, UNCOMPRESSED_LABEL, Labels
 from moored.kernel.ports.images import Descriptor
-from moored.plugins.diff.worker import worker
+from moored.plugins.diff.worker import Crew
 
 COMPARE_MODULE: Final = "moored.plugins.diff.compare.process"
 CHUNK: Final = 1 << 20
@@ -60,7 +59,7 @@ class Comparison:
         return None
 
 
-async def store_difference(store: ContentStore, lower: str, upper: str, wanted: Comparison) -> Descriptor:
+async def store_difference(store: ContentStore, crew: Crew, lower: str, upper: str, wanted: Comparison) -> Descriptor:
     """Compare two folders and store the layer. Raises as the port's `compare`."""
     reference = wanted.reference or f"{time.time_ns()}-{secrets.token_urlsafe(3)}"
     writer = await store.writer(reference)
@@ -68,7 +67,7 @@ async def store_difference(store: ContentStore, lower: str, upper: str, wanted: 
     try:
         if wanted.reference:
             await writer.truncate(0)
-        diff_id = await _write_difference(writer, lower, upper, wanted)
+        diff_id = await _write_difference(writer, crew, lower, upper, wanted)
         info, is_new = await _commit(store, writer)
         committed = True
     finally:
@@ -86,16 +85,16 @@ async def store_difference(store: ContentStore, lower: str, upper: str, wanted: 
     return Descriptor(media_type=wanted.stored_type, digest=info.digest, size=info.size)
 
 
-async def _write_difference(writer: Writer, lower: str, upper: str, wanted: Comparison) -> str:
+async def _write_difference(writer: Writer, crew: Crew, lower: str, upper: str, wanted: Comparison) -> str:
     """Write the layer; the digest of its tar."""
     task = {"lower": lower, "upper": upper, "shortcut": wanted.shortcut, "latest": wanted.source_date_epoch}
     tar = hashlib.sha256()
     compressor = wanted.compressor()
-    async with worker(COMPARE_MODULE, task, output=True) as process:
+    async with crew.worker(COMPARE_MODULE, task, output=True) as process:
         process.end_input()
 
         def step() -> tuple[int, bytes]:
-            data = os.read(process.out, CHUNK)
+            data = process.read(CHUNK)
             tar.update(data)
             return len(data), compressor.compress(data) if compressor else data
 

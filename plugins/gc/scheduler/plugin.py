@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Generator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from moored.kernel.config import setting
 from moored.kernel.duration import Duration
 from moored.kernel.plugin import InitContext, Registration
+from moored.kernel.ports.metrics import METRICS_EXPORTER, MetricsExporter
 from moored.kernel.ports.objects import GC, METADATA, Scheduler
+
+if TYPE_CHECKING:
+    from moored.plugins.gc.scheduler.scheduler import Tell
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,8 +56,27 @@ async def open_(ctx: InitContext[Config]) -> AsyncGenerator[Scheduler]:
         MutationThreshold=str(plan.mutation_threshold),
         ScheduleDelay=str(config.schedule_delay),
     )
-    async with scheduled(ctx.one(METADATA), plan, ctx.log) as scheduler:
-        yield scheduler
+    with _counted(list(ctx.all(METRICS_EXPORTER).values())) as tell:
+        async with scheduled(ctx.one(METADATA), plan, ctx.log, tell=tell) as scheduler:
+            yield scheduler
+
+
+@contextmanager
+def _counted(exporters: Sequence[MetricsExporter]) -> Generator[Tell]:
+    """Count collections where somebody shows the counts; without an exporter the library is not loaded."""
+    if not exporters:
+        yield lambda _done: None
+        return
+    from moored.plugins.gc.scheduler.metrics import CollectionCounts
+
+    counts = CollectionCounts()
+    for exporter in exporters:
+        exporter.register(counts)
+    try:
+        yield counts.tell
+    finally:
+        for exporter in exporters:
+            exporter.unregister(counts)
 
 
 plugin = Registration(
@@ -61,6 +85,7 @@ plugin = Registration(
     config=Config,
     open=open_,
     requires=(METADATA,),
+    after=(METRICS_EXPORTER,),
     essential=True,
     summary="removes what nothing refers to any more",
 )

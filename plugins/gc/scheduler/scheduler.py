@@ -1,7 +1,8 @@
 """When garbage is collected: after deletions, after many writes, when asked, and when something expires.
 
     start ── startup_delay ──> run
-    deletion, or mutation_threshold writes ──────────── slot ──> run      slot: interval after the need or the last run
+    deletion ────────────────────────────────────────── slot ──> run      slot: interval after the need or the last run
+    mutation_threshold writes ───────────────── slot and rest ──> run     rest: 15 times what a run takes on average
     deletion_threshold deletions, collect_now ── schedule_delay ──> run
     lease or image expires ──────────────────────────────────────> run    not before the last run's slot
 
@@ -35,6 +36,8 @@ UNTHROTTLED_SECONDS: Final = 1.0
 """The interval without a pause_threshold."""
 REST: Final = 4
 """An interval is at least so many times the average length of a run."""
+WRITES_REST: Final = 15
+"""After writes that deleted nothing there is little to find, so that the collector takes a twentieth of the time."""
 RETRY_SECONDS: Final = 1.0
 """Added to the interval after a run that failed."""
 LOOK_SECONDS: Final = 0.5
@@ -63,13 +66,23 @@ class Plan:
         return max(pause / threshold - pause, REST * average_seconds)
 
 
+Tell = Callable[[Collection | None], None]
+"""Told of each run: what it did, None where it failed. On the event loop; must be quick and never raise."""
+
+
 class GcScheduler:
     """The port's Scheduler; `run` is its life. All of it on one event loop."""
 
     def __init__(
-        self, objects: Objects, plan: Plan, log: FilteringBoundLogger, wall_clock: Callable[[], int] = time.time_ns
+        self,
+        objects: Objects,
+        plan: Plan,
+        log: FilteringBoundLogger,
+        wall_clock: Callable[[], int] = time.time_ns,
+        tell: Tell = lambda _done: None,
     ) -> None:
         self._wall_clock = wall_clock
+        self._tell = tell
         self._objects = objects
         self._plan = plan
         self._log = log
@@ -81,6 +94,7 @@ class GcScheduler:
         self._asked_at = 0.0
         self._needed_at: float | None = None
         """When there was first reason for a run at the next slot, on the loop's clock; likewise all `_at`."""
+        self._written_at: float | None = None
         self._flooded_at: float | None = None
         self._first_at: float | None = None
         self._last_at: float | None = None
@@ -112,8 +126,11 @@ class GcScheduler:
         self._mutations += 1
         self._deletions += deleted
         plan = self._plan
-        if self._needed_at is None and (self._deletions or 0 < plan.mutation_threshold <= self._mutations):
+        if self._needed_at is None and self._deletions:
             self._needed_at = now
+            self._wake.set()
+        if self._written_at is None and 0 < plan.mutation_threshold <= self._mutations:
+            self._written_at = now
             self._wake.set()
         if self._flooded_at is None and 0 < plan.deletion_threshold <= self._deletions:
             self._flooded_at = now
@@ -155,10 +172,13 @@ class GcScheduler:
             times.append(self._asked_at + delay)
         if self._flooded_at is not None:
             times.append(self._flooded_at + delay)
+        # Without a first run there is no slot, unless one is planned.
+        slots = self._first_at is not None or self._last_at is not None
         if self._needed_at is not None:
-            # Without a first run there is no slot, unless one is planned.
-            slots = self._first_at is not None or self._last_at is not None
             times.append(self._slot(self._needed_at) if slots else self._needed_at + delay)
+        if self._written_at is not None:
+            rest = WRITES_REST * self._seconds / self._runs if self._runs else 0.0
+            times.append(self._slot(self._written_at) + rest if slots else self._written_at + delay)
         if self._expiry is not None and self._expiry < self._wall_clock():
             times.append((self._last_at or 0.0) + self._interval)
         return min(times, default=None)
@@ -189,6 +209,8 @@ class GcScheduler:
 
     async def _expiries(self) -> AsyncGenerator[int]:
         labelled = (f'labels."{EXPIRE}"',)
+        # A clock that was set back must not hide what expires until it has caught up.
+        self._judged = min(self._judged, self._wall_clock())
         for namespace, _ in await self._objects.namespaces.list():
             with bind(namespace=namespace, lease=""):
                 labels = [lease.labels for lease in await self._objects.leases.list(labelled)]
@@ -202,7 +224,7 @@ class GcScheduler:
         waiters, self._waiters = self._waiters, []
         counted = self._deletions, self._mutations
         self._deletions = self._mutations = 0
-        self._first_at = self._needed_at = self._flooded_at = None
+        self._first_at = self._needed_at = self._written_at = self._flooded_at = None
         began = self._wall_clock()
         try:
             done = await self._objects.collect()
@@ -219,6 +241,7 @@ class GcScheduler:
             _settle(waiters, lambda waiter: waiter.set_result(done))
 
     def _succeeded(self, done: Collection) -> None:
+        self._tell(done)
         self._runs += 1
         self._pauses += done.pause_seconds
         self._seconds += done.seconds
@@ -229,6 +252,7 @@ class GcScheduler:
             self._log.debug("collected garbage", seconds=round(done.seconds, 3), removed=dict(done.removed))
 
     def _failed(self, counted: tuple[int, int]) -> None:
+        self._tell(None)
         self._deletions += counted[0]
         self._mutations += counted[1]
         # At the slot, not at once, whatever asked for it.
@@ -253,10 +277,14 @@ def _settle(
 
 @asynccontextmanager
 async def scheduled(
-    objects: Objects, plan: Plan, log: FilteringBoundLogger, wall_clock: Callable[[], int] = time.time_ns
+    objects: Objects,
+    plan: Plan,
+    log: FilteringBoundLogger,
+    wall_clock: Callable[[], int] = time.time_ns,
+    tell: Tell = lambda _done: None,
 ) -> AsyncGenerator[GcScheduler]:
     """Run a scheduler for the block; leaving it lets a collection under way end. The clock gives ns since 1970."""
-    scheduler = GcScheduler(objects, plan, log, wall_clock)
+    scheduler = GcScheduler(objects, plan, log, wall_clock, tell)
     end = objects.on_change(scheduler.changed)
     task = asyncio.create_task(scheduler.run(), name="gc-scheduler")
     try:

@@ -17,6 +17,7 @@ from moored.kernel.plugin import Skip
 from moored.kernel.ports.mounts import Mount
 from moored.kernel.ports.snapshots import Kind, Usage
 from moored.kernel.workers import Stop
+from moored.plugins.snapshots.faults import NO_ROOM
 from moored.plugins.snapshots.folder import Folder, name_of, new_name
 from moored.plugins.snapshots.native.copy import copy_contents
 from moored.plugins.snapshots.records.store import Snapshot
@@ -64,9 +65,15 @@ class BlockfileLayers:
         source = os.open(self._options.scratch_file, os.O_RDONLY | os.O_CLOEXEC)
         try:
             _copy(source, str(fresh), None, Stop())
+        except OSError as error:
+            fresh.unlink(missing_ok=True)
+            # On a full disk the last copy has to do, so that snapshots can be removed.
+            if error.errno not in NO_ROOM or not scratch.exists():
+                raise
+        else:
+            fresh.rename(scratch)
         finally:
             os.close(source)
-        fresh.rename(scratch)
 
     def entry(self, snapshot: Snapshot) -> str | None:
         """See `Layers`."""

@@ -17,6 +17,8 @@ from moored.plugins.snapshots.tree import Descent
 _FICLONE: Final = 0x40049409
 _CHUNK: Final = 1 << 24
 """Bytes copied in one call, so that a Stop is seen."""
+_BUFFER: Final = 1 << 20
+"""Bytes copied in one call where the kernel does not copy."""
 _CANNOT_SHARE: Final = frozenset({errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.ENOSYS})
 _CANNOT_KEEP: Final = frozenset({errno.EOPNOTSUPP, errno.EPERM, errno.EACCES})
 _OPEN: Final = os.O_CLOEXEC | os.O_NOFOLLOW
@@ -147,10 +149,20 @@ def copy_contents(source: int, target: int, size: int, stop: Stop) -> None:
 def _copy_range(source: int, target: int, offset: int, end: int, stop: Stop) -> None:
     while offset < end:
         stop.check()
-        copied = os.copy_file_range(source, target, min(_CHUNK, end - offset), offset, offset)
+        copied = _copy_chunk(source, target, offset, min(_CHUNK, end - offset))
         if not copied:
             return  # the file is shorter than it was
         offset += copied
+
+
+def _copy_chunk(source: int, target: int, offset: int, size: int) -> int:
+    try:
+        return os.copy_file_range(source, target, size, offset, offset)
+    except OSError as error:
+        # EXDEV: the kernel copies within one file system only.
+        if error.errno not in _CANNOT_SHARE:
+            raise
+    return os.pwrite(target, os.pread(source, min(size, _BUFFER), offset), offset)
 
 
 def _copy_folder_attributes(source: int, target: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -152,6 +152,19 @@ def test_writes_are_followed_from_the_threshold_on() -> None:
     run(body())
 
 
+@pytest.mark.parametrize(("deleted", "begins"), [(True, 5.1), (False, 20.1)])
+def test_writes_that_deleted_nothing_give_a_long_collector_more_rest(deleted: bool, begins: float) -> None:
+    async def body() -> None:
+        objects = Objects(lasts=1.0)
+        async with at_work(objects, plan(mutation_threshold=1)):
+            await asyncio.sleep(1.0)
+            objects.write(deleted=deleted)
+            await asyncio.sleep(50)
+        assert objects.begun == [0.1, begins]
+
+    run(body())
+
+
 def test_no_mutation_threshold_leaves_writes_alone() -> None:
     async def body() -> None:
         objects = Objects()
@@ -286,6 +299,60 @@ def test_what_expired_and_is_kept_is_not_judged_again_and_again() -> None:
         assert objects.begun == [0.1, pytest.approx(5, abs=0.1)]
 
     run(body())
+
+
+def test_clock_set_forward_is_noticed_within_a_minute() -> None:
+    async def body() -> None:
+        objects, ahead = Clocked(held={"l": after(3600)}), Ahead()
+        objects.ahead = ahead
+        async with scheduled(objects, DEFAULTS, structlog.get_logger(), ahead):
+            await asyncio.sleep(10)
+            ahead.ns = 7200 * 10**9
+            await asyncio.sleep(100)
+        assert len(objects.begun) == 2
+        assert 10 <= objects.begun[1] <= 71
+        assert objects.held == {}
+
+    run(body())
+
+
+def test_clock_set_back_does_not_hide_what_expires() -> None:
+    async def body() -> None:
+        objects, ahead = Clocked(), Ahead()
+        objects.ahead = ahead
+        async with scheduled(objects, DEFAULTS, structlog.get_logger(), ahead):
+            await asyncio.sleep(10)
+            ahead.ns = -7200 * 10**9
+            objects.held["l"] = after(-7200 + 40)
+            objects.write()
+            await asyncio.sleep(100)
+        assert objects.begun == [0.1, pytest.approx(40, abs=0.1)]
+        assert objects.held == {}
+
+    run(body())
+
+
+@dataclass
+class Ahead:
+    """A wall clock that can be set."""
+
+    ns: int = 0
+
+    def __call__(self) -> int:
+        return wall() + self.ns
+
+
+class Clocked(Objects):
+    """Judges what has expired by the same clock."""
+
+    ahead: Ahead
+
+    async def collect(self) -> Collection:
+        held = {name: at for name, at in self.held.items() if in_ns(at) >= self.ahead()}
+        self.held = {}
+        done = await super().collect()
+        self.held = held
+        return replace(done, next_expiry=min(map(in_ns, held.values()), default=None))
 
 
 def test_idle_daemon_is_not_woken() -> None:

@@ -12,9 +12,9 @@ from moored.kernel.conformance.filetrees import LAYERS, tree
 from moored.kernel.ports.mounts import Mount
 from moored.kernel.ports.snapshots import Usage
 from moored.kernel.workers import Stop, Stopped
-from moored.plugins.snapshots.native.copy import copy_tree
+from moored.plugins.snapshots.native.copy import copy_contents, copy_tree
 from moored.plugins.snapshots.tree import FOLDER, Descent, disk_usage, remove_tree
-from unit.snapshots.world import nothing_left
+from unit.snapshots.world import image, nothing_left
 
 DEPTH = 1500
 """Deeper than any path may be long, and than descriptors allow."""
@@ -192,3 +192,20 @@ def _made(path: Path) -> Path:
 
 def _times(top: Path) -> dict[str, int]:
     return {str(path.relative_to(top)): path.lstat().st_mtime_ns for path in [top, *top.rglob("*")]}
+
+
+@pytest.mark.root
+def test_contents_are_copied_to_another_file_system_with_their_holes(tmp_path: Path) -> None:
+    data = os.urandom(3 << 20)
+    with image(tmp_path / "image", 64 << 20, "mkfs.ext4", "-q", place=tmp_path / "disk") as disk:
+        with (tmp_path / "source").open("w+b") as source, (disk / "target").open("w+b") as target:
+            source.seek(20 << 20)
+            source.write(data)
+            source.truncate(40 << 20)
+            source.flush()
+            copy_contents(source.fileno(), target.fileno(), 40 << 20, Stop())
+            target.seek(20 << 20)
+            assert target.read(len(data)) == data
+        found = (disk / "target").stat()
+        assert found.st_size == 40 << 20
+        assert found.st_blocks * 512 < 8 << 20
