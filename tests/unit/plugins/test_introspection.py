@@ -24,7 +24,12 @@ from harness import (
     plug,
 )
 from moored.api.services.introspection.v1 import introspection_pb2, introspection_pb2_grpc
+from moored.api.types.introspection_pb2 import RuntimeInfo as RuntimeInfoMessage
+from moored.api.types.introspection_pb2 import RuntimeRequest
+from moored.kernel.errors import NotFound
 from moored.kernel.plugin import PluginType, Skip
+from moored.kernel.ports.containers import TypedBytes
+from moored.kernel.ports.tasks import RUNTIME, RuntimeInfo
 
 
 def introspection(channel: grpc.aio.Channel) -> Any:
@@ -137,3 +142,35 @@ async def test_introspection_knows_one_plugin(tmp_path: Path) -> None:
         assert await fails(info("gone")) == ("NOT_FOUND", "plugin io.moored.thing.v1.gone not found: not found")
         assert (await fails(info("fine", options=AnyMessage())))[0] == "UNIMPLEMENTED"
         assert (await fails(info("lame", options=AnyMessage())))[0] == "FAILED_PRECONDITION"
+
+
+class OneRuntime:
+    """A runtime that knows one name."""
+
+    async def info(self, runtime: str, options: TypedBytes | None = None) -> RuntimeInfo:
+        if runtime != "io.containerd.runc.v2":
+            raise NotFound(f"runtime {runtime!r}")
+        return RuntimeInfo(name=runtime, version="1.1", options=options, features=TypedBytes("features", b"{}"))
+
+
+@on_loop
+async def test_plugin_info_asks_the_runtime_about_a_name(tmp_path: Path) -> None:
+    async with basics(tmp_path, plug(RUNTIME, "task", OneRuntime())) as (_, channel):
+
+        async def extra(asked: AnyMessage) -> AnyMessage:
+            request = introspection_pb2.PluginInfoRequest(type=RUNTIME.uri, id="task", options=asked)
+            return (await introspection(channel).PluginInfo(request)).extra
+
+        def about(name: str) -> AnyMessage:
+            request = RuntimeRequest(runtime_path=name, options=AnyMessage(type_url="wish", value=b"x"))
+            return AnyMessage(type_url="containerd.types.RuntimeRequest", value=request.SerializeToString())
+
+        answer = await extra(about(""))
+        assert answer.type_url == "containerd.types.RuntimeInfo"
+        found = RuntimeInfoMessage.FromString(answer.value)
+        assert (found.name, found.version.version, found.options.type_url) == ("io.containerd.runc.v2", "1.1", "wish")
+        assert found.features.value == b"{}"
+        assert (await fails(extra(about("other"))))[0] == "NOT_FOUND"
+        assert (await fails(extra(AnyMessage(type_url="else"))))[0] == "INVALID_ARGUMENT"
+        broken = AnyMessage(type_url="containerd.types.RuntimeRequest", value=b"\xff")
+        assert (await fails(extra(broken)))[0] == "INVALID_ARGUMENT"
