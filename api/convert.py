@@ -46,6 +46,15 @@ def timestamp(when: datetime | int | None) -> Timestamp:
     return Timestamp(seconds=seconds, nanos=nanos)
 
 
+def set_timestamp(stamp: Timestamp, when: int) -> None:
+    """Write nanoseconds since 1970 into a Timestamp, present then even if it is 1970. Raises InvalidArgument."""
+    seconds, nanos = divmod(when, _SECOND)
+    if not GO_ZERO_SECONDS <= seconds <= _LAST_SECOND:
+        _check(seconds, nanos)
+    stamp.seconds = seconds
+    stamp.nanos = nanos
+
+
 def to_ns(stamp: Timestamp) -> int | None:
     """Return nanoseconds since 1970, None for Go's zero time; raises InvalidArgument outside of the years 1 to 9999."""
     if is_go_zero(stamp):

@@ -59,20 +59,25 @@ def current_lease() -> str:
     return LEASE.get()
 
 
+def is_identifier(text: str) -> bool:
+    """Return whether `validate_identifier` takes a text."""
+    return len(text) <= MAX_IDENTIFIER_BYTES and _IDENTIFIER.fullmatch(text) is not None
+
+
 def validate_identifier(text: str, context: str = "") -> str:
     """Return text if it is an identifier: letters and digits, single `.`, `_`, `-` between them, at most 76 bytes.
 
     Valid for namespaces, containers, tasks, execs, sandboxes and each part of a topic. Raises InvalidArgument, its text
     behind `context: `.
     """
+    if is_identifier(text):
+        return text
     if not text:
         fault = "identifier must not be empty"
     elif len(text.encode("utf-8", "surrogatepass")) > MAX_IDENTIFIER_BYTES:
         fault = f"identifier {quote(text)} greater than maximum length ({MAX_IDENTIFIER_BYTES} characters)"
-    elif not _IDENTIFIER.fullmatch(text):
-        fault = f"identifier {quote(text)} must match ^{_PATTERN}$"
     else:
-        return text
+        fault = f"identifier {quote(text)} must match ^{_PATTERN}$"
     raise InvalidArgument(f"{context}: {fault}" if context else fault)
 
 

@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from typing import Final, TypeVar
 
 R = TypeVar("R")
@@ -54,22 +55,33 @@ class Workers:
 
 async def finished(work: Future[R], *, stop: Stop | None = None, always: bool = False) -> R:
     """Wait for submitted work as `Workers.run` does."""
-    waiter = asyncio.wrap_future(work)
+    loop = asyncio.get_running_loop()
+    waiter = loop.create_future()
     cancelled: asyncio.CancelledError | None = None
-    while not waiter.done():
+    # One bare future: asyncio's own bridges make three and a task, which is most of the cost of a short call.
+    work.add_done_callback(lambda _: _tell(loop, waiter))
+    while True:
         try:
-            await asyncio.wait([waiter])
+            await waiter
+            break
         except asyncio.CancelledError as error:
             cancelled = error
             if not always and work.cancel():
                 break
             if stop is not None:
                 stop.set()
+            waiter = loop.create_future()  # before the look, so that one of them sees the end
+            if work.done():
+                break
     if cancelled is not None:
-        if waiter.done() and not waiter.cancelled():
-            waiter.exception()  # taken, so that asyncio does not report it as forgotten
         raise cancelled
-    return waiter.result()
+    return work.result()
+
+
+def _tell(loop: asyncio.AbstractEventLoop, waiter: asyncio.Future[None]) -> None:
+    """Wake who waits on a loop, from any thread; without effect if it does not wait any more, or the loop is closed."""
+    with suppress(RuntimeError):
+        loop.call_soon_threadsafe(lambda: None if waiter.done() else waiter.set_result(None))
 
 
 async def to_the_end(work: Awaitable[R]) -> R:

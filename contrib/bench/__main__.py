@@ -1,26 +1,95 @@
-"""Runs the measurements and prints a table: value of each peer, and moored's ratio to the other."""
+"""Runs the measurements and prints a table: the median of each daemon, and the median of the rounds' ratios.
+
+    python -m contrib.bench [GROUP ...] [--rounds N] [--scale X] [--json FILE] [--alone]
+
+Groups: daemon (start, idle memory, latency), writes, lists, ingest, unpack, pull, gc; all of them by default.
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
+import signal
+import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
-from contrib.bench import daemon
+from contrib.bench import content, daemon, garbage, metadata, pull, unpack
+from contrib.bench.peers import Peer, containerd, moored
+from contrib.bench.rounds import Group, Values, measured, say, summary
+
+GROUPS = {
+    "writes": metadata.WRITE_GROUP,
+    "lists": metadata.LIST_GROUP,
+    "ingest": content.GROUP,
+    "unpack": unpack.GROUP,
+    "pull": pull.GROUP,
+    "gc": garbage.GROUP,
+}
 
 
 def main() -> None:
-    """`--json` prints the raw numbers instead of the table."""
-    found = daemon.main()
-    if "--json" in sys.argv[1:]:
-        print(json.dumps(found, indent=2))
-        return
-    peer = found.get("containerd", {})
-    print(f"{'':24}{'moored':>12}{'containerd':>12}{'ratio':>8}")
-    for name, value in found["moored"].items():
-        other = peer.get(name)
-        beside = f"{other:12.3f}{value / other:8.2f}" if other else f"{'-':>12}{'-':>8}"
-        print(f"{name:24}{value:12.3f}{beside}")
+    """Measure what is asked for; everything lies below one temporary folder, removed in the end."""
+    args = _arguments()
+    # So that what was started is stopped, and what was made removed.
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
+    found: dict[str, dict[str, dict[str, object]]] = {}
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        base = Path(folder)
+        peers = [peer for peer in (moored(0, base / "padding"), None if args.alone else containerd()) if peer]
+        versions = {peer.name: _version(peer) for peer in peers}
+        for name in args.groups or ("daemon", *GROUPS):
+            if name == "daemon":
+                found[name] = summary(daemon.main(base, alone=args.alone, rounds=args.rounds))
+            elif GROUPS[name].needs_root and os.geteuid() != 0:
+                say(f"{name}: left out, it needs root")
+            else:
+                found[name] = summary(_group(name, GROUPS[name], peers, base, args))
+    report = {"versions": versions, "rounds": args.rounds, "scale": args.scale}
+    if args.json:
+        text = json.dumps({**report, "groups": found}, indent=2)
+        if args.json == "-":
+            print(text)
+            return
+        Path(args.json).write_text(text + "\n")
+    _table(found)
+
+
+def _group(name: str, group: Group, peers: list[Peer], base: Path, args: argparse.Namespace) -> dict[str, list[Values]]:
+    return measured(name, group, peers, base, rounds=args.rounds, scale=args.scale)
+
+
+def _table(found: dict[str, dict[str, dict[str, object]]]) -> None:
+    for group, values in found.items():
+        print(f"{group:28}{'moored':>12}{'containerd':>12}{'ratio':>8}")
+        for name, entry in values.items():
+            other, ratio = entry.get("containerd"), entry.get("ratio")
+            beside = f"{other:12.3f}{ratio:8.2f}" if other is not None and ratio is not None else f"{'-':>12}{'-':>8}"
+            print(f"  {name:26}{entry['moored']:12.3f}{beside}")
+
+
+def _version(peer: Peer) -> str:
+    done = subprocess.run(
+        [*peer.command, "--version"], capture_output=True, text=True, check=False, env=peer.environment()
+    )
+    return done.stdout.strip()
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m contrib.bench", description="Measure moored beside containerd.")
+    parser.add_argument("groups", nargs="*", metavar="GROUP", help=f"daemon, {', '.join(GROUPS)}; default: all")
+    parser.add_argument("--rounds", type=int, default=5, help="measurements of each daemon, taken in turns; default 5")
+    parser.add_argument("--scale", type=float, default=1.0, help="factor of all amounts; 0.1 for a quick look")
+    parser.add_argument("--json", metavar="FILE", help="write all values there too; - prints them instead of the table")
+    parser.add_argument("--alone", action="store_true", help="without containerd")
+    args = parser.parse_args()
+    unknown = [name for name in args.groups if name not in ("daemon", *GROUPS)]
+    if unknown:
+        parser.error(f"group {unknown[0]!r} is unknown, wanted daemon, {', '.join(GROUPS)}")
+    return args
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

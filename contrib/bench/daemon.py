@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import statistics
-import tempfile
 import time
 from pathlib import Path
 
 import grpc.aio
 from contrib.bench.peers import Peer, Running, containerd, memory_mb, moored, running, version_call
+from contrib.bench.rounds import Values, say
 
 PLUGINS = 70
-STARTS = 7
 CALLS = 4000
 
 
@@ -38,17 +37,12 @@ def _percentiles(values: list[float]) -> tuple[float, float]:
     return cuts[49], cuts[98]
 
 
-def _measure(peer: Peer, folder: Path) -> dict[str, float]:
-    starts = []
-    for number in range(STARTS + 1):
-        with running(peer, folder / str(number)) as one:
-            starts.append(one.seconds)
-    starts.pop(0)  # it wrote the byte code
-    with running(peer, folder / "measured") as one:
-        return {"start_s": statistics.median(starts), **_of_running(one)}
+def _measure(peer: Peer, folder: Path) -> Values:
+    with running(peer, folder) as one:
+        return {"start_s": one.seconds, **_of_running(one)}
 
 
-def _of_running(one: Running) -> dict[str, float]:
+def _of_running(one: Running) -> Values:
     time.sleep(1.0)  # idle: what start-up left behind is collected
     found = {f"idle_{name}_mb": value for name, value in memory_mb(one.pid).items()}
     for clients in (1, 64):
@@ -57,9 +51,14 @@ def _of_running(one: Running) -> dict[str, float]:
     return found
 
 
-def main() -> dict[str, dict[str, float]]:
-    """Measure moored and, where it is installed, containerd; returns peer -> measurement -> value."""
-    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        base = Path(folder)
-        peers = [moored(PLUGINS, base / "padding"), containerd()]
-        return {peer.name: _measure(peer, base / peer.name) for peer in peers if peer is not None}
+def main(base: Path, *, alone: bool, rounds: int) -> dict[str, list[Values]]:
+    """Measure moored, padded with do-nothing plugins, and, where it is installed, containerd; the rounds' values."""
+    peers = [peer for peer in (moored(PLUGINS, base / "padded"), None if alone else containerd()) if peer is not None]
+    found: dict[str, list[Values]] = {peer.name: [] for peer in peers}
+    for number in range(-1, rounds):
+        for peer in peers:
+            say(f"daemon: round {number + 1} of {rounds}, {peer.name}")
+            values = _measure(peer, base / f"daemon-{peer.name}-{number}")
+            if number >= 0:  # the first one wrote the byte code
+                found[peer.name].append(values)
+    return found

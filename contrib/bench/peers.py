@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,11 @@ from google.protobuf import empty_pb2
 from moored.api.services.version.v1 import version_pb2
 
 VERSION = "/containerd.services.version.v1.Version/Version"
-CONTAINERD_CONFIG = 'version = 2\ndisabled_plugins = ["io.containerd.grpc.v1.cri"]\n'
+CONTAINERD_CONFIG = """version = 2
+disabled_plugins = ["io.containerd.grpc.v1.cri"]
+[plugins."io.containerd.internal.v1.opt"]
+path = "{folder}/opt"
+"""
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,10 @@ class Peer:
     command: Sequence[str]
     config: str
     env: dict[str, str]
+
+    def environment(self) -> dict[str, str]:
+        """The environment that it runs in."""
+        return {**os.environ, **self.env}
 
 
 @dataclass(frozen=True)
@@ -79,21 +87,40 @@ def _padding(folder: Path, count: int) -> Path:
 @contextmanager
 def running(peer: Peer, folder: Path) -> Iterator[Running]:
     """Start the peer below a new folder, wait for its first answer; SIGTERM at the end."""
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     config, address = folder / "config.toml", folder / "d.sock"
-    config.write_text(peer.config)
+    config.write_text(peer.config.replace("{folder}", str(folder)))
     paths = ["--config", str(config), "--root", str(folder / "root"), "--state", str(folder / "state")]
     began = time.perf_counter()
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
-            [*peer.command, *paths, "--address", str(address)], stdout=log, stderr=log, env={**os.environ, **peer.env}
+            [*peer.command, *paths, "--address", str(address)], stdout=log, stderr=log, env=peer.environment()
         )
     try:
         asyncio.run(_first_answer(address, process))
         yield Running(process.pid, str(address), time.perf_counter() - began)
     finally:
+        children = family(process.pid)[1:]
         process.terminate()
         process.wait(30)
+        _await_end(children)
+
+
+def family(pid: int) -> list[int]:
+    """A process and all below it."""
+    found = [pid]
+    for one in found:
+        with suppress(OSError):
+            for task in Path(f"/proc/{one}/task").iterdir():
+                found += map(int, (task / "children").read_text().split())
+    return found
+
+
+def _await_end(pids: Sequence[int]) -> None:
+    """Wait for helpers that end after their daemon, up to 10 s: they must not write where all is being removed."""
+    deadline = time.monotonic() + 10
+    while any(Path(f"/proc/{pid}").exists() for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.02)
 
 
 async def _first_answer(address: Path, process: subprocess.Popen[bytes]) -> None:

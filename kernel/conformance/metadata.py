@@ -113,6 +113,32 @@ async def check_buckets_nest(db: Database) -> None:
     assert contents(db) == {TOP: (0, {b"ns": (0, {b"k": b"new"})})}
 
 
+async def check_trees_hold_all_at_once(db: Database) -> None:
+    """The tree of a bucket, and those of the buckets in it, in the order of their names and without sequences."""
+
+    def change(root: Bucket) -> None:
+        for number in range(40):
+            record = top(root).create_bucket(b"%02d" % number)
+            record.put(b"k", b"v")
+            record.create_bucket(b"labels").put(b"a", b"b")
+            record.set_sequence(number)
+        top(root).put(b"10 is a value", b"1")
+        assert top(root).tree()[b"07"] == record_tree, "what was just written is in it"
+        assert next(iter(top(root).trees())) == (b"00", record_tree)
+
+    record_tree = {b"k": b"v", b"labels": {b"a": b"b"}}
+    await db.update(change)
+    with db.view() as root:
+        bucket = _top(root)
+        assert list(bucket.trees()) == [(b"%02d" % number, record_tree) for number in range(40)]
+        assert bucket.tree() == {b"10 is a value": b"1"} | {b"%02d" % number: record_tree for number in range(40)}
+        below = bucket.bucket(b"03")
+        assert below is not None
+        assert below.tree() == record_tree
+        assert list(below.trees()) == [(b"labels", {b"a": b"b"})]
+        assert root.tree() == {TOP: bucket.tree()}
+
+
 async def check_deep_nesting_works(db: Database) -> None:
     """64 levels, removed in one call."""
 

@@ -72,8 +72,9 @@ class Applier(Protocol):
     Errors: Unknown `failed to get stream processor for T: no processor for media-type` for a type that is no layer's;
     NotFound for a missing blob, DataLoss for one that is not what its digest says; Unknown for what is no good archive
     or compression; InvalidArgument for entries that cannot be made; ResourceExhausted over the budget or on a full
-    disk; FailedPrecondition for read-only mounts; Unimplemented to let the next differ try. After an error the file
-    system holds some of the layer and is good for nothing but removal.
+    disk; FailedPrecondition for read-only mounts; DeadlineExceeded when nothing moves for too long (a disk that hangs);
+    Unimplemented to let the next differ try. After an error the file system holds some of the layer and is good for
+    nothing but removal.
     Durability: with sync_fs all files survive a power cut once the call has returned.
     Concurrency: any calls may overlap, except on the same mounts.
     Cancellation: nothing is written any more when CancelledError comes out.

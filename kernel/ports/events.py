@@ -14,7 +14,7 @@ from typing import Final, Protocol
 from moored.kernel import payloads
 from moored.kernel.errors import InvalidArgument
 from moored.kernel.filters import Path, quote
-from moored.kernel.namespaces import validate_identifier
+from moored.kernel.namespaces import is_identifier, validate_identifier
 from moored.kernel.payloads import Packed, Payload
 from moored.kernel.plugin import PluginType
 
@@ -113,9 +113,9 @@ def validate_topic(topic: str) -> str:
         fault = "must have at least one component"
     else:
         for component in topic[1:].split("/"):
-            validate_identifier(
-                component, f"envelope topic {quote(topic)}: failed validation on component {quote(component)}"
-            )
+            if not is_identifier(component):
+                place = f"envelope topic {quote(topic)}: failed validation on component {quote(component)}"
+                validate_identifier(component, place)
         return topic
     raise InvalidArgument(f"envelope topic {quote(topic)}: {fault}")
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol, TypeAlias, TypeVar
+from typing import Final, Protocol, TypeAlias, TypeVar, Union
 
 R = TypeVar("R")
 
 Entry: TypeAlias = tuple[bytes, bytes | None]
 """A key and its value; the value of a bucket's name is None."""
+
+Tree: TypeAlias = Mapping[bytes, Union[bytes, "Tree"]]
+"""All that a bucket holds, in no order: values, and the trees of the buckets in it; without sequence numbers."""
 
 MAX_KEY: Final = 32768
 """Bytes in the key of a plain value; bbolt's limit."""
@@ -93,6 +96,12 @@ class Bucket(Protocol):
 
     def items(self, prefix: bytes = b"") -> Iterator[Entry]:
         """Yield, in order, the entries whose names start with `prefix`; what it passes may change meanwhile."""
+
+    def tree(self) -> Tree:
+        """Give all that is in it, in one step. Not to be changed, and valid up to the next write."""
+
+    def trees(self) -> Iterator[tuple[bytes, Tree]]:
+        """Yield, in order, the name and the tree of each bucket in it; what it passes may change meanwhile."""
 
     def sequence(self) -> int:
         """Give the sequence number."""

@@ -31,7 +31,10 @@ class MetricsExporter(Protocol):
     """Collects from whoever registers, and renders or sends all of it."""
 
     def register(self, collector: Any) -> None:
-        """Add a prometheus_client collector. Raises AlreadyExists when one of its names is taken."""
+        """Add what has a `collect`, as prometheus_client's collectors have. Raises AlreadyExists for a taken name.
+
+        An exporter that has shown nothing yet may instead leave the collector out, and log that, when it first does.
+        """
 
     def unregister(self, collector: Any) -> None:
         """Remove it again; unknown ones are ignored."""

@@ -11,7 +11,9 @@ from moored.kernel.ports.containers import ContainerStore
 from moored.kernel.ports.content import LabelledContentStore
 from moored.kernel.ports.images import ImageStore
 from moored.kernel.ports.leases import LeaseManager
+from moored.kernel.ports.mounts import ActivationRecords
 from moored.kernel.ports.namespaces import NamespaceStore
+from moored.kernel.ports.sandboxes import SandboxStore
 from moored.kernel.ports.snapshots import Snapshotter
 
 
@@ -35,9 +37,12 @@ class Objects(Protocol):
     namespaces: NamespaceStore
     images: ImageStore
     containers: ContainerStore
+    sandboxes: SandboxStore
     leases: LeaseManager
     content: LabelledContentStore
     """Records of the namespace over the shared blobs of the raw store; labels are kept."""
+    activations: ActivationRecords
+    """For the mount manager."""
 
     def snapshotter(self, name: str) -> Snapshotter:
         """The namespace's snapshots over the raw snapshotter of that name.

@@ -43,6 +43,11 @@ def ingest_name(ref: str) -> str:
     return hashlib.sha256(ref.encode()).hexdigest()
 
 
+def digest_of(hasher: hashlib._Hash) -> Digest:
+    """Give the digest that a hash stands for."""
+    return Digest(f"{hasher.name}:{hasher.hexdigest()}")
+
+
 class Ingest:
     """An open ingest. The values change only with a call that succeeds.
 
@@ -63,9 +68,14 @@ class Ingest:
         self.started_at = self.updated_at = time.time_ns()
 
     @property
+    def hasher(self) -> hashlib._Hash:
+        """The hash of all bytes so far; never changed, only replaced."""
+        return self._hasher
+
+    @property
     def digest(self) -> Digest:
         """The digest of all bytes so far."""
-        return Digest(f"{self._hasher.name}:{self._hasher.hexdigest()}")
+        return digest_of(self._hasher)
 
     @property
     def status(self) -> Status:

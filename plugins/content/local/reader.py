@@ -5,16 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Future
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
+from moored.kernel.closing import Closing
 from moored.kernel.errors import DataLoss, FailedPrecondition, InvalidArgument, OutOfRange
 from moored.kernel.ports.content import MAX_CHUNK, Digest
 from moored.kernel.workers import Workers, finished
 from moored.plugins.content.local.faults import about
 
 
-class LocalReader:
+class LocalReader(Closing):
     """The port's Reader on a file descriptor, which it closes; `closed` is told when it has."""
 
     def __init__(
@@ -76,14 +76,6 @@ class LocalReader:
             await self._workers.run(self._close, always=True)
         finally:
             self._told(self)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await self.close()
 
     def _close(self) -> None:
         for work in list(self._under_way):

@@ -7,9 +7,9 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
+from moored.kernel.closing import Closing
 from moored.kernel.duration import Duration
 from moored.kernel.errors import (
     Aborted,
@@ -17,7 +17,6 @@ from moored.kernel.errors import (
     DataLoss,
     FailedPrecondition,
     InvalidArgument,
-    MooredError,
     NotFound,
     Unavailable,
 )
@@ -25,15 +24,22 @@ from moored.kernel.ports.content import Chunk, Digest, Info, Status
 from moored.kernel.turns import Turns
 from moored.kernel.workers import Stop, Workers
 from moored.plugins.content.local.blobs import Blobs
-from moored.plugins.content.local.faults import Unsafe, about
+from moored.plugins.content.local.faults import Unsafe, about, port_error
 from moored.plugins.content.local.ingest import (
     Ingest,
+    digest_of,
     ingest_name,
     open_ingest,
     read_status,
     remove_entry,
 )
 
+AT_ONCE: Final = 64 << 10
+"""Up to so many bytes are hashed and put into the page cache on the event loop, in less than 0.1 ms."""
+SLOW_SECONDS: Final = 0.002
+"""A write on the event loop that took longer has met a disk that makes writers wait."""
+SLOW_PAUSE_SECONDS: Final = 10.0
+"""Nothing is written there for so long then."""
 OVERLAP: Final = 256 << 10
 """From this many bytes on, hashing and writing run side by side; below it the hand-over costs more."""
 
@@ -68,6 +74,7 @@ class Ingests:
         self._workers = workers
         self._holds: dict[str, Hold] = {}
         self._publishing: Turns[str] = Turns()
+        self._slow_until = 0.0
 
     def statuses(self) -> dict[str, Status]:
         """Give the state of the open ones by ref, newer than what is on disk."""
@@ -109,11 +116,14 @@ class Ingests:
         """Write and hash all of data, and give the new offset."""
         size = len(data) if isinstance(data, (bytes, bytearray)) else data.nbytes
 
+        if size <= AT_ONCE and time.monotonic() >= self._slow_until:
+            self._append_at_once(ingest, data, size)
+            return ingest.offset
+
         def work() -> None:
             aside = self._workers.pool.submit(ingest.hashed, data) if size >= OVERLAP else None
             try:
-                with about(f"ingest ref {shown(ingest.ref)!r}"):
-                    ingest.put(data)
+                self._put(ingest, data)
             except BaseException:
                 if aside is not None and not aside.cancel():
                     aside.exception()  # data is the caller's again when this returns
@@ -124,6 +134,26 @@ class Ingests:
 
         await self._workers.run(work)
         return ingest.offset
+
+    def _append_at_once(self, ingest: Ingest, data: Chunk, size: int) -> None:
+        """Write and hash a little on the event loop, and leave that to the threads for a while if the disk is slow.
+
+        Clients send their bytes in many small messages and wait for each answer; handing such a piece to a thread and
+        back takes several times as long as to copy it into the page cache.
+        """
+        hasher = ingest.hashed(data)
+        began = time.monotonic()
+        self._put(ingest, data)
+        if (now := time.monotonic()) - began > SLOW_SECONDS:
+            self._slow_until = now + SLOW_PAUSE_SECONDS
+        ingest.accept(hasher, size)
+
+    @staticmethod
+    def _put(ingest: Ingest, data: Chunk) -> None:
+        try:
+            ingest.put(data)
+        except OSError as error:
+            raise port_error(f"ingest ref {shown(ingest.ref)!r}", error) from error
 
     async def truncate(self, ingest: Ingest, size: int) -> None:
         """See the port."""
@@ -233,14 +263,14 @@ class Ingests:
                 await self._let_go(ref, hold)
 
 
-class LocalWriter:
+class LocalWriter(Closing):
     """The port's Writer on an ingest folder."""
 
     def __init__(self, ingests: Ingests, ref: str, hold: Hold) -> None:
         self._ingests = ingests
         self._ref = ref
         self._hold = hold
-        self._last = self._open().digest
+        self._last = self._open().hasher
 
     @property
     def ref(self) -> str:
@@ -250,7 +280,7 @@ class LocalWriter:
     @property
     def digest(self) -> Digest:
         """See the port."""
-        return self._last
+        return digest_of(self._last)
 
     async def status(self) -> Status:
         """See the port."""
@@ -259,8 +289,12 @@ class LocalWriter:
 
     async def write(self, data: Chunk) -> int:
         """See the port."""
-        async with self._turn() as ingest:
-            return await self._ingests.append(ingest, data)
+        async with self._hold.turn:
+            ingest = self._open()
+            try:
+                return await self._ingests.append(ingest, data)
+            finally:
+                self._last = ingest.hasher
 
     async def truncate(self, size: int = 0) -> None:
         """See the port."""
@@ -284,18 +318,6 @@ class LocalWriter:
         async with self._hold.turn:
             await self._ingests.suspend(self._ref, self._hold)
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        try:
-            await self.close()
-        except MooredError:
-            if kind is None:
-                raise  # otherwise the block's own error says more
-
     @asynccontextmanager
     async def _turn(self) -> AsyncGenerator[Ingest]:
         async with self._hold.turn:
@@ -303,7 +325,7 @@ class LocalWriter:
             try:
                 yield ingest
             finally:
-                self._last = ingest.digest
+                self._last = ingest.hasher
 
     def _open(self) -> Ingest:
         if self._hold.aborted:

@@ -18,7 +18,7 @@ from moored.kernel.errors import InvalidArgument, NotFound
 from moored.kernel.filters import Filter, MappingAdaptor, quote
 from moored.kernel.namespaces import normalise_labels, validate_labels
 from moored.kernel.ports.content import Digest, Info, digest_fault
-from moored.kernel.ports.metadata import Bucket
+from moored.kernel.ports.metadata import Bucket, Tree
 from moored.kernel.records import (
     LABELS,
     decode_text,
@@ -27,8 +27,10 @@ from moored.kernel.records import (
     encode_time,
     encode_zigzag,
     put_times,
-    read_labels,
-    read_times,
+    text_of,
+    texts_of,
+    times_of,
+    value_of,
     write_labels,
 )
 from moored.plugins.metadata.bolt import schema
@@ -72,7 +74,7 @@ class IngestRecord:
 def find_blob(root: Bucket, namespace: str, digest: str) -> Info | None:
     """Give what a namespace knows of a blob, None if nothing."""
     record = schema.object_bucket(root, namespace, schema.CONTENT, schema.BLOB, digest)
-    return None if record is None else _info(digest, record)
+    return None if record is None else _info(digest, record.tree())
 
 
 def read_blob(root: Bucket, namespace: str, digest: str) -> Info:
@@ -104,7 +106,7 @@ def blobs_after(
         last = entry[0]
         record = blobs.bucket(last)
         if record is not None and not digest_fault(text := decode_text(last)):
-            info = _info(text, record)
+            info = _info(text, record.tree())
             if wanted.match(MappingAdaptor({"digest": text, "labels": info.labels})):
                 found.append(info)
         entry = cursor.next()
@@ -171,15 +173,15 @@ def is_shareable(root: Bucket, digest: str) -> bool:
     return False
 
 
-def _info(digest: str, record: Bucket) -> Info:
-    created, updated = read_times(record)
-    size = record.get(_SIZE)
+def _info(digest: str, record: Tree) -> Info:
+    created, updated = times_of(record)
+    size = value_of(record, _SIZE)
     return Info(
         digest=Digest(digest),
         size=decode_zigzag(size) if size else 0,
         created_at=created,
         updated_at=updated,
-        labels=read_labels(record),
+        labels=texts_of(record, LABELS),
     )
 
 
@@ -210,7 +212,7 @@ def open_ingest(root: Bucket, caller: Caller, ref: str, expected: str) -> Ingest
 def find_ingest(root: Bucket, namespace: str, ref: str) -> IngestRecord | None:
     """Give the record of a ref, None without one."""
     record = schema.object_bucket(root, namespace, schema.CONTENT, schema.INGESTS, ref)
-    return None if record is None else _ingest(record)
+    return None if record is None else _ingest(record.tree())
 
 
 def read_ingest(root: Bucket, namespace: str, ref: str) -> IngestRecord:
@@ -239,11 +241,11 @@ def delete_ingest(root: Bucket, caller: Caller, ref: str) -> None:
 def ingests_of(root: Bucket, namespace: str) -> dict[str, str]:
     """Give the refs of a namespace by the names of their ingests in the raw store."""
     ingests = schema.object_bucket(root, namespace, schema.CONTENT, schema.INGESTS)
-    return {_ingest(record).raw_ref: ref for ref, record in schema.records(ingests)}
+    return {_ingest(record).raw_ref: ref for ref, record in schema.trees(ingests)}
 
 
-def _ingest(record: Bucket) -> IngestRecord:
-    return IngestRecord(decode_text(record.get(_REF) or b""), decode_text(record.get(_EXPECTED) or b""))
+def _ingest(record: Tree) -> IngestRecord:
+    return IngestRecord(text_of(record, _REF), text_of(record, _EXPECTED))
 
 
 # --- what the raw store is asked to keep ------------------------------------------------------------------------------
@@ -262,8 +264,9 @@ def named(root: Bucket) -> Named:
     digests: set[str] = set()
     raw_refs: set[str] = set()
     for _, namespace in schema.namespaces(root):
-        digests.update(name for name, _ in schema.records(schema.path(namespace, schema.CONTENT, schema.BLOB)))
-        for _, record in schema.records(schema.path(namespace, schema.CONTENT, schema.INGESTS)):
+        held = schema.path(namespace, schema.CONTENT, schema.BLOB)
+        digests.update(decode_text(name) for name, value in (held.items() if held else ()) if value is None)
+        for _, record in schema.trees(schema.path(namespace, schema.CONTENT, schema.INGESTS)):
             ingest = _ingest(record)
             raw_refs.add(ingest.raw_ref)
             digests.add(ingest.expected)
@@ -275,7 +278,7 @@ def is_named_blob(root: Bucket, digest: str) -> bool:
     for _, namespace in schema.namespaces(root):
         if schema.path(namespace, schema.CONTENT, schema.BLOB, digest) is not None:
             return True
-        ingests = schema.records(schema.path(namespace, schema.CONTENT, schema.INGESTS))
+        ingests = schema.trees(schema.path(namespace, schema.CONTENT, schema.INGESTS))
         if any(_ingest(record).expected == digest for _, record in ingests):
             return True
     return False

@@ -2,7 +2,7 @@
 
     record ─ view ─ mark ─┬─ slice ─ slice ─ ...          records, each slice one short update
                           └─ what was written meanwhile is kept, and all that it reaches
-    then, beside each other:  events, blobs and ingests, each snapshotter
+    then, beside each other:  events, blobs and ingests, each snapshotter, mounts
 
 The mark reads one view, in a thread, while writers go on. What they write from then on is recorded (`journal`), and
 each slice of the sweep, which no other update can overlap, first marks those objects and what they reach now. That is
@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -33,7 +33,7 @@ from moored.kernel.workers import to_the_end
 from moored.plugins.metadata.bolt.graph import Graph, holder_of, name_of, node_at, record_of
 from moored.plugins.metadata.bolt.journal import Journal
 from moored.plugins.metadata.bolt.leftovers import Swept
-from moored.plugins.metadata.bolt.links import CONTENT, FLAT, IMAGE, INGEST, SNAPSHOT, Node
+from moored.plugins.metadata.bolt.links import CONTENT, FLAT, IMAGE, INGEST, MOUNT, SNAPSHOT, Node
 from moored.plugins.metadata.bolt.writes import Event
 
 SLICE_SECONDS: Final = 0.02
@@ -56,6 +56,7 @@ async def collect(
     content: Sweepable,
     snapshotters: Mapping[str, Sweepable],
     exchange: Exchange | None,
+    mounts: Sweepable | None = None,
     log: FilteringBoundLogger | None = None,
 ) -> Collection:
     """Remove all that no root reaches: records first, then what the raw stores hold.
@@ -64,22 +65,43 @@ async def collect(
     other. Raises what the database raises; then some of the garbage may be gone. What a raw store cannot remove is
     logged and left for the next run.
     """
-    return await to_the_end(_collect(database, content, snapshotters, exchange, log or structlog.get_logger()))
+    raw = _Raw(content, snapshotters, mounts)
+    return await to_the_end(_collect(database, raw, exchange, log or structlog.get_logger()))
 
 
-async def _collect(
-    database: Journal,
-    content: Sweepable,
-    snapshotters: Mapping[str, Sweepable],
-    exchange: Exchange | None,
-    log: FilteringBoundLogger,
-) -> Collection:
+@dataclass(frozen=True, slots=True)
+class _Raw:
+    """The raw stores under the records."""
+
+    content: Sweepable
+    snapshotters: Mapping[str, Sweepable]
+    mounts: Sweepable | None
+
+    def __iter__(self) -> Iterator[Sweepable]:
+        yield self.content
+        yield from self.snapshotters.values()
+        if self.mounts is not None:
+            yield self.mounts
+
+    def of(self, node: Node) -> Sweepable | None:
+        """Give the one that may hold what a record stood for."""
+        if node.kind in (CONTENT, INGEST):
+            return self.content
+        if node.kind == MOUNT:
+            return self.mounts
+        if node.kind == SNAPSHOT:
+            return self.snapshotters.get(decode_text(node.key.partition(b"/")[0]))
+        return None
+
+
+async def _collect(database: Journal, raw: _Raw, exchange: Exchange | None, log: FilteringBoundLogger) -> Collection:
     async with database.collecting:
         began = time.monotonic()
         sweep, error = await _sweep_records(database)
         for node in sweep.removed:
-            _soil(node, content, snapshotters)
-        dirty = [store for store in (content, *snapshotters.values()) if store.dirty and error is None]
+            if (soiled := raw.of(node)) is not None:
+                soiled.dirty = True
+        dirty = [store for store in raw if store.dirty and error is None]
         await asyncio.gather(_publish(exchange, sweep.removed, log), *(_sweep_raw(store, log) for store in dirty))
         if error is not None:
             raise error
@@ -159,15 +181,6 @@ def _remove(root: Bucket, node: Node) -> bool:
         children.delete(name_of(node))
     holder.delete_bucket(name_of(node))
     return True
-
-
-def _soil(node: Node, content: Sweepable, snapshotters: Mapping[str, Sweepable]) -> None:
-    if node.kind in (CONTENT, INGEST):
-        content.dirty = True
-    elif node.kind == SNAPSHOT:
-        store = snapshotters.get(decode_text(node.key.partition(b"/")[0]))
-        if store is not None:
-            store.dirty = True
 
 
 async def _sweep_raw(store: Sweepable, log: FilteringBoundLogger) -> None:

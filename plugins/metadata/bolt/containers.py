@@ -14,15 +14,19 @@ from moored.kernel.namespaces import current_namespace, normalise_labels, valida
 from moored.kernel.payloads import ContainerCreate, ContainerDelete, ContainerUpdate, Packed, Runtime
 from moored.kernel.ports.containers import Container, TypedBytes
 from moored.kernel.ports.events import Exchange
-from moored.kernel.ports.metadata import Bucket, Database
+from moored.kernel.ports.metadata import Bucket, Database, Tree
 from moored.kernel.records import (
+    LABELS,
+    below_of,
     decode_any,
     decode_text,
     encode_any,
     encode_text,
     put_times,
-    read_labels,
-    read_times,
+    text_of,
+    texts_of,
+    times_of,
+    value_of,
     write_labels,
 )
 from moored.plugins.metadata.bolt import schema
@@ -56,7 +60,7 @@ class NamespacedContainers:
             record = schema.object_bucket(root, namespace, schema.CONTAINERS, id)
             if record is None:
                 raise NotFound(f"container {quote(id)} in namespace {quote(namespace)}")
-            return read_container(id, record)
+            return read_container(id, record.tree())
 
     async def list(self, filters: Sequence[str] = ()) -> list[Container]:
         """See the port."""
@@ -100,7 +104,7 @@ class NamespacedContainers:
             record = containers.bucket(encode_text(container.id))
             if record is None:
                 raise NotFound(f"container {quote(container.id)}")
-            stored = read_container(container.id, record)
+            stored = read_container(container.id, record.tree())
             if not paths:
                 _check_immutable(stored, container)
             asked = masked(stored, container, paths or MUTABLE)
@@ -136,7 +140,7 @@ class ContainerFields:
 
     __slots__ = ("_container", "_id", "_record")
 
-    def __init__(self, id_: str, record: Bucket) -> None:
+    def __init__(self, id_: str, record: Tree) -> None:
         self._id = id_
         self._record = record
         self._container: Container | None = None
@@ -158,39 +162,40 @@ class ContainerFields:
             case "image":
                 value = self.container.image
             case "labels":
-                key = ".".join(path[1:])
-                return self.container.labels.get(key, ""), key in self.container.labels
+                found = below_of(self._record, LABELS) or {}
+                key = encode_text(".".join(path[1:]))
+                return text_of(found, key), key in found
             case _:
                 value = ""
         return value, bool(value)
 
 
-def read_container(id_: str, record: Bucket) -> Container:
+def read_container(id_: str, record: Tree) -> Container:
     """Read the container in a record; what is missing is empty. Raises DataLoss."""
-    created, updated = read_times(record)
-    runtime = record.bucket(_RUNTIME)
+    created, updated = times_of(record)
+    runtime = below_of(record, _RUNTIME) or {}
     return Container(
         id=id_,
-        image=_text(record, _IMAGE),
-        runtime="" if runtime is None else _text(runtime, _NAME),
-        runtime_options=None if runtime is None else _any(runtime, _OPTIONS),
+        image=text_of(record, _IMAGE),
+        runtime=text_of(runtime, _NAME),
+        runtime_options=_any(runtime, _OPTIONS),
         spec=_any(record, _SPEC),
-        snapshotter=_text(record, _SNAPSHOTTER),
-        snapshot_key=_text(record, _SNAPSHOT_KEY),
-        sandbox=_text(record, _SANDBOX),
-        labels=read_labels(record),
+        snapshotter=text_of(record, _SNAPSHOTTER),
+        snapshot_key=text_of(record, _SNAPSHOT_KEY),
+        sandbox=text_of(record, _SANDBOX),
+        labels=texts_of(record, LABELS),
         extensions=read_extensions(record),
         created_at=created,
         updated_at=updated,
     )
 
 
-def read_extensions(record: Bucket) -> dict[str, TypedBytes]:
+def read_extensions(record: Tree) -> dict[str, TypedBytes]:
     """Give the extensions of a record. Raises DataLoss."""
-    bucket = record.bucket(_EXTENSIONS)
-    if bucket is None:
+    found = below_of(record, _EXTENSIONS)
+    if not found:
         return {}
-    return {decode_text(key): decode_any(value) for key, value in bucket.items() if value is not None}
+    return {decode_text(key): decode_any(value) for key, value in found.items() if isinstance(value, bytes)}
 
 
 def write_extensions(record: Bucket, extensions: Mapping[str, TypedBytes]) -> None:
@@ -253,7 +258,9 @@ def _validate(container: Container, context: str) -> None:
 
 
 def _matching(root: Bucket, namespace: str, wanted: Filter) -> list[Container]:
-    records = schema.records(schema.object_bucket(root, namespace, schema.CONTAINERS))
+    records = schema.trees(schema.object_bucket(root, namespace, schema.CONTAINERS))
+    if wanted.matches_all:
+        return list(itertools.starmap(read_container, records))
     return [fields.container for fields in itertools.starmap(ContainerFields, records) if wanted.match(fields)]
 
 
@@ -282,11 +289,6 @@ def _create_event(container: Container) -> ContainerCreate:
     return ContainerCreate(id=container.id, image=container.image, runtime=runtime)
 
 
-def _text(record: Bucket, key: bytes) -> str:
-    value = record.get(key)
-    return decode_text(value) if value else ""
-
-
-def _any(record: Bucket, key: bytes) -> TypedBytes | None:
-    value = record.get(key)
+def _any(record: Tree, key: bytes) -> TypedBytes | None:
+    value = value_of(record, key)
     return None if value is None else decode_any(value)

@@ -20,6 +20,7 @@ from moored.plugins.metadata.bolt.links import (
     IMAGE,
     INGEST,
     LEASE,
+    MOUNT,
     SANDBOX,
     SNAPSHOT,
     Condition,
@@ -38,10 +39,11 @@ PLACES: Final = {
     IMAGE: (schema.IMAGES,),
     CONTAINER: (schema.CONTAINERS,),
     SANDBOX: (schema.SANDBOXES,),
+    MOUNT: (schema.MOUNTS,),
 }
 """Where the records of each kind lie below a namespace; one level deeper for snapshots."""
 
-REMOVABLE: Final = frozenset({LEASE, SNAPSHOT, INGEST, CONTENT, IMAGE})
+REMOVABLE: Final = frozenset({LEASE, SNAPSHOT, INGEST, CONTENT, IMAGE, MOUNT})
 
 BREATH_SECONDS: Final = 0.002
 """Work between two pauses that let other threads run; Python's own switch would keep them waiting longer."""
@@ -113,6 +115,8 @@ class Graph:
                 self._read_snapshot(node, record, links)
             case "container":
                 self._read_container(node, record, links)
+            case "mount":
+                self._read_mount(node, record, links)
             case _:  # sandboxes: only what their labels name matters
                 self._refer(node, links, back=False, conditions=False)
                 self.roots.append(node)
@@ -124,7 +128,12 @@ class Graph:
             return
         self.roots.append(node)
         before = FLAT if is_flat(record) else ""
-        for kind, name, flat in ((CONTENT, b"content", before), (IMAGE, b"images", before), (INGEST, b"ingests", "")):
+        for kind, name, flat in (
+            (CONTENT, b"content", before),
+            (IMAGE, b"images", before),
+            (INGEST, b"ingests", ""),
+            (MOUNT, b"mounts", ""),
+        ):
             for key, _ in _items(record.bucket(name)):
                 self._edge(node, Node(flat + kind, node.namespace, key))
         for snapshotter, held in _buckets(record.bucket(b"snapshots")):
@@ -159,6 +168,13 @@ class Graph:
             self._edge(node, Node(SNAPSHOT, node.namespace, snapshotter + b"/" + key))
         self._refer(node, links, back=True, conditions=False)
         self.roots.append(node)
+
+    def _read_mount(self, node: Node, record: Bucket, links: Links | None) -> None:
+        # It keeps nothing itself. One that is being made is somebody's, who has had no chance to refer to it.
+        for referrer in links.referrers if links is not None else ():
+            self._edge(referrer, node)
+        if record.bucket(b"active") is None:
+            self.roots.append(node)
 
     def _refer(self, node: Node, links: Links | None, *, back: bool, conditions: bool) -> None:
         if links is None:

@@ -15,16 +15,18 @@ from moored.kernel.payloads import ImageCreate, ImageDelete, ImageUpdate
 from moored.kernel.ports.content import digest_fault
 from moored.kernel.ports.events import Exchange
 from moored.kernel.ports.images import Descriptor, Image
-from moored.kernel.ports.metadata import Bucket, Database
+from moored.kernel.ports.metadata import Bucket, Database, Tree
 from moored.kernel.records import (
-    decode_text,
+    LABELS,
+    below_of,
     decode_zigzag,
     encode_text,
     encode_zigzag,
     put_times,
-    read_labels,
-    read_map,
-    read_times,
+    text_of,
+    texts_of,
+    times_of,
+    value_of,
     write_labels,
     write_map,
 )
@@ -121,7 +123,7 @@ class ImageFields:
 
     __slots__ = ("_image", "_name", "_record")
 
-    def __init__(self, name: str, record: Bucket) -> None:
+    def __init__(self, name: str, record: Tree) -> None:
         self._name = name
         self._record = record
         self._image: Image | None = None
@@ -143,30 +145,30 @@ class ImageFields:
             case "target" if path[1:2] == ("mediatype",):
                 value = self.image.target.media_type
             case "labels" | "annotations" as which:
-                key = ".".join(path[1:])
-                texts = self.image.labels if which == "labels" else self.image.target.annotations
-                return texts.get(key, ""), key in texts
+                found = below_of(self._record, LABELS if which == "labels" else _ANNOTATIONS) or {}
+                key = encode_text(".".join(path[1:]))
+                return text_of(found, key), key in found
             case _:
                 value = ""
         return value, bool(value)
 
 
-def read_image(name: str, record: Bucket) -> Image:
+def read_image(name: str, record: Tree) -> Image:
     """Read the image in a record. Raises DataLoss."""
-    target = record.bucket(_TARGET)
+    target = below_of(record, _TARGET)
     if target is None:
         raise DataLoss(f"image {quote(name)} has no target")
-    created, updated = read_times(record)
-    size = target.get(_SIZE)
+    created, updated = times_of(record)
+    size = value_of(target, _SIZE)
     return Image(
         name=name,
         target=Descriptor(
-            media_type=decode_text(target.get(_MEDIA_TYPE) or b""),
-            digest=decode_text(target.get(_DIGEST) or b""),
+            media_type=text_of(target, _MEDIA_TYPE),
+            digest=text_of(target, _DIGEST),
             size=decode_zigzag(size) if size else 0,
-            annotations=read_map(record, _ANNOTATIONS),
+            annotations=texts_of(record, _ANNOTATIONS),
         ),
-        labels=read_labels(record),
+        labels=texts_of(record, LABELS),
         created_at=created,
         updated_at=updated,
     )
@@ -201,15 +203,17 @@ def _images(root: Bucket, namespace: str) -> Bucket | None:
     return schema.object_bucket(root, namespace, schema.IMAGES)
 
 
-def _record(images: Bucket | None, name: str) -> Bucket:
+def _record(images: Bucket | None, name: str) -> Tree:
     record = None if images is None else images.bucket(encode_text(name))
     if record is None:
         raise NotFound(f"image {quote(name)}")
-    return record
+    return record.tree()
 
 
 def _matching(root: Bucket, namespace: str, wanted: Filter) -> list[Image]:
-    records = schema.records(_images(root, namespace))
+    records = schema.trees(_images(root, namespace))
+    if wanted.matches_all:
+        return list(itertools.starmap(read_image, records))
     return [fields.image for fields in itertools.starmap(ImageFields, records) if wanted.match(fields)]
 
 
@@ -220,7 +224,10 @@ def _lease(root: Bucket, namespace: str, lease: str, image: Image) -> None:
 
 def _cleaned(image: Image) -> Image:
     """Give the image without the empty values, which are never stored."""
-    target = replace(image.target, annotations=normalise_labels(image.target.annotations))
+    target = image.target
+    if "" not in image.labels.values() and "" not in target.annotations.values():
+        return image
+    target = replace(target, annotations=normalise_labels(target.annotations))
     return replace(image, labels=normalise_labels(image.labels), target=target)
 
 

@@ -11,9 +11,8 @@ import time
 from collections.abc import Generator, Mapping
 from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from types import TracebackType
-from typing import Self
 
+from moored.kernel.closing import Closing
 from moored.kernel.errors import (
     Aborted,
     AlreadyExists,
@@ -21,6 +20,7 @@ from moored.kernel.errors import (
     InvalidArgument,
     MooredError,
     OutOfRange,
+    Unknown,
 )
 from moored.kernel.namespaces import normalise_labels, validate_labels
 from moored.kernel.payloads import ContentCreate
@@ -61,7 +61,7 @@ class Backing:
             raise
 
 
-class NamespacedWriter:
+class NamespacedWriter(Closing):
     """The port's LabelledWriter for one namespace and lease.
 
     raw is the raw store's writer, None for a shared ingest, whose blob is `known`.
@@ -144,6 +144,8 @@ class NamespacedWriter:
                     raise InvalidArgument(f"commit size {size} is negative")
                 # Before anything is done: what the raw store has committed, nobody takes back.
                 validate_labels(labels, blobs.LABELS_PREFIX)
+                if "" in labels:
+                    raise Unknown("key required")
                 wanted = Digest(expected) if expected else None
                 return await to_the_end(self._commit(size, wanted, labels))
             finally:
@@ -153,18 +155,6 @@ class NamespacedWriter:
         """See the port."""
         async with self._turn:
             await self._let_go()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        try:
-            await self.close()
-        except MooredError:
-            if kind is None:
-                raise  # otherwise the block's own error says more
 
     async def _let_go(self) -> None:
         self._closed = True

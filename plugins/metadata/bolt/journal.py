@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TypeAlias, TypeVar
 
-from moored.kernel.ports.metadata import Bucket, Cursor, Database, Entry, Stats
+from moored.kernel.ports.metadata import Bucket, Cursor, Database, Entry, Stats, Tree
 
 R = TypeVar("R")
 
@@ -124,6 +124,12 @@ class _Recording:
 
     def items(self, prefix: bytes = b"") -> Iterator[Entry]:
         return self._bucket.items(prefix)
+
+    def tree(self) -> Tree:
+        return self._bucket.tree()
+
+    def trees(self) -> Iterator[tuple[bytes, Tree]]:
+        return self._bucket.trees()
 
     def sequence(self) -> int:
         return self._bucket.sequence()

@@ -20,11 +20,13 @@ from moored.kernel.ports.leases import Lease, Resource
 from moored.kernel.ports.metadata import Bucket, Database
 from moored.kernel.records import (
     CREATED_AT,
+    LABELS,
     decode_text,
     decode_time,
     encode_text,
     encode_time,
-    read_labels,
+    texts_of,
+    value_of,
     write_labels,
 )
 from moored.plugins.metadata.bolt import schema
@@ -170,8 +172,9 @@ def _record(root: Bucket, namespace: str, lease: str) -> Bucket:
 
 def _matching(root: Bucket, namespace: str, wanted: Filter) -> list[Lease]:
     found: list[Lease] = []
-    for id_, record in schema.records(schema.object_bucket(root, namespace, schema.LEASES)):
-        lease = Lease(id=id_, labels=read_labels(record), created_at=decode_time(record.get(CREATED_AT)))
+    for id_, record in schema.trees(schema.object_bucket(root, namespace, schema.LEASES)):
+        created = decode_time(value_of(record, CREATED_AT))
+        lease = Lease(id=id_, labels=texts_of(record, LABELS), created_at=created)
         if wanted.matches_all or wanted.match(LeaseFields(lease)):
             found.append(lease)
     return found

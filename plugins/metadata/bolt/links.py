@@ -3,6 +3,7 @@
     containerd.io/gc. +
     root...                          the object is kept for its own sake
     ref.content[.x], ref.image[.x]   it keeps a blob, an image
+    ref.mount[.x]                    it keeps an activated mount
     ref.snapshot.SNAPSHOTTER[/x]     it keeps a snapshot
     bref.container[.x], bref.content[.x], bref.image[.x], bref.snapshot.SNAPSHOTTER[/x]   it is kept by that one
     cond.snapshot.SNAPSHOTTER[/x]    it keeps a snapshot while a condition on that one's value holds
@@ -31,6 +32,7 @@ CONTAINER: Final = "container"
 LEASE: Final = "lease"
 INGEST: Final = "ingest"
 SANDBOX: Final = "sandbox"
+MOUNT: Final = "mount"
 FLAT: Final = "flat "
 """Before a kind: kept, but what its labels name is not followed."""
 
@@ -91,6 +93,7 @@ def is_flat(record: Bucket) -> bool:
 _NAMED: Final = (
     (b"ref.content", CONTENT, False),
     (b"ref.image", IMAGE, False),
+    (b"ref.mount", MOUNT, False),
     (b"bref.container", CONTAINER, True),
     (b"bref.content", CONTENT, True),
     (b"bref.image", IMAGE, True),

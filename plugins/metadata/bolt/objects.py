@@ -13,9 +13,12 @@ from moored.kernel.ports.events import Exchange
 from moored.kernel.ports.images import ImageStore
 from moored.kernel.ports.leases import LeaseManager
 from moored.kernel.ports.metadata import Database
+from moored.kernel.ports.mounts import ActivationRecords
 from moored.kernel.ports.namespaces import NamespaceStore
 from moored.kernel.ports.objects import Collection
+from moored.kernel.ports.sandboxes import SandboxStore
 from moored.kernel.ports.snapshots import Snapshotter
+from moored.plugins.metadata.bolt.activations import NamespacedActivations
 from moored.plugins.metadata.bolt.collect import collect
 from moored.plugins.metadata.bolt.containers import NamespacedContainers
 from moored.plugins.metadata.bolt.content import NamespacedContent
@@ -23,6 +26,7 @@ from moored.plugins.metadata.bolt.images import NamespacedImages
 from moored.plugins.metadata.bolt.journal import Journal
 from moored.plugins.metadata.bolt.leases import NamespacedLeases
 from moored.plugins.metadata.bolt.namespaces import Namespaces
+from moored.plugins.metadata.bolt.sandboxes import NamespacedSandboxes
 from moored.plugins.metadata.bolt.snapshots import NamespacedSnapshotter
 
 Listener = Callable[[bool], None]
@@ -56,6 +60,9 @@ class BoltObjects:
         self.images: ImageStore = NamespacedImages(database=journal, exchange=exchange, changed=changed)
         self.containers: ContainerStore = NamespacedContainers(database=journal, exchange=exchange, changed=changed)
         self.leases: LeaseManager = NamespacedLeases(database=journal, exchange=exchange, changed=changed)
+        self.sandboxes: SandboxStore = NamespacedSandboxes(database=journal, changed=changed)
+        self._activations = NamespacedActivations(database=journal, changed=changed)
+        self.activations: ActivationRecords = self._activations
         self._content = NamespacedContent(
             database=journal, exchange=exchange, backend=content, policy=policy, changed=changed, log=log
         )
@@ -86,6 +93,7 @@ class BoltObjects:
             database=self._database,
             content=self._content,
             snapshotters=self._snapshotters,
+            mounts=self._activations,
             exchange=self._exchange,
             log=self._log,
         )

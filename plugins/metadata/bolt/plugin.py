@@ -31,21 +31,20 @@ class Config:
 @asynccontextmanager
 async def open_(ctx: InitContext[Config]) -> AsyncGenerator[Objects]:
     """Open the database in the plugin's own folder."""
-    from moored.plugins.metadata.bolt import schema
     from moored.plugins.metadata.bolt.objects import BoltObjects
+    from moored.plugins.metadata.bolt.opening import opened
 
     if ctx.config.no_sync:
         ctx.log.warning("setting 'no_sync' has no effect: every write is made durable")
-    database = await ctx.one(DATABASES).open(ctx.root)
-    try:
-        await database.update(schema.prepare)
+    content, snapshotters = ctx.one(CONTENT), ctx.all(SNAPSHOTTER)
+    async with opened(ctx.one(DATABASES), ctx.root, content, snapshotters, ctx.daemon.give_up) as database:
         ctx.facts.exports["root"] = str(ctx.root)
         ctx.facts.exports["policy"] = ctx.config.content_sharing_policy
         objects = BoltObjects(
             database=database,
             exchange=ctx.one(EVENT),
-            content=ctx.one(CONTENT),
-            snapshotters=ctx.all(SNAPSHOTTER),
+            content=content,
+            snapshotters=snapshotters,
             policy=ctx.config.content_sharing_policy,
             log=ctx.log,
         )
@@ -53,8 +52,6 @@ async def open_(ctx: InitContext[Config]) -> AsyncGenerator[Objects]:
             yield objects
         finally:
             await objects.close()
-    finally:
-        await database.close()
 
 
 plugin = Registration(
@@ -65,5 +62,5 @@ plugin = Registration(
     requires=(DATABASES, CONTENT, EVENT),
     after=(SNAPSHOTTER,),
     essential=True,
-    summary="namespaces, images, containers, leases, and the names of content and snapshots",
+    summary="namespaces, images, containers, sandboxes, leases, and the names of content and snapshots",
 )

@@ -8,11 +8,12 @@
     v1/NAMESPACE/snapshots/SNAPSHOTTER/KEY       name parent createdat updatedat children labels
     v1/NAMESPACE/content/blob/DIGEST             size createdat updatedat labels
     v1/NAMESPACE/content/ingests/REF             ref expireat expected
-    v1/NAMESPACE/leases/ID                       createdat labels content ingests images snapshots{SNAPSHOTTER}
+    v1/NAMESPACE/leases/ID                       createdat labels content ingests images snapshots{SNAPSHOTTER} mounts
     v1/NAMESPACE/sandboxes/ID                    createdat updatedat spec sandboxer runtime extensions labels
+    v1/NAMESPACE/mounts/NAME                     id createdat updatedat lease labels active{N} system{N}
 
-A namespace exists while its bucket does; an absent bucket means the same as an empty one. Source:
-contracts/meta-db.md 2.
+containerd has the mounts, and the leases' hold on them, in a file of their own (mounts.db). A namespace exists while
+its bucket does; an absent bucket means the same as an empty one. Source: contracts/meta-db.md 2.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from moored.kernel.errors import FailedPrecondition
-from moored.kernel.ports.metadata import Bucket
+from moored.kernel.ports.metadata import Bucket, Tree
 from moored.kernel.records import decode_text, decode_zigzag, encode_text, encode_zigzag
 
 SCHEMA: Final = b"v1"
@@ -37,17 +38,23 @@ BLOB: Final = b"blob"
 INGESTS: Final = b"ingests"
 LEASES: Final = b"leases"
 SANDBOXES: Final = b"sandboxes"
+MOUNTS: Final = b"mounts"
 
 
 def prepare(root: Bucket) -> None:
-    """Write the schema's version into a new store, check that of an old one. Raises FailedPrecondition."""
-    top = root.create_bucket_if_missing(SCHEMA)
-    if top.cursor().first() is None:
-        top.put(VERSION, encode_zigzag(CURRENT_VERSION))
-    stored = top.get(VERSION)
+    """Write the schema's version into a new store, bring an old one up to it. Raises FailedPrecondition, DataLoss."""
+    top = root.bucket(SCHEMA)
+    stored = None if top is None else top.get(VERSION)
     version = decode_zigzag(stored) if stored else 0
-    if version != CURRENT_VERSION:
-        raise FailedPrecondition(f"metadata has schema version '{version}', wanted '{CURRENT_VERSION}'")
+    if version > CURRENT_VERSION:
+        raise FailedPrecondition(f"metadata has schema version '{version}', wanted '{CURRENT_VERSION}' or less")
+    if version == CURRENT_VERSION:
+        return
+    if top is not None:
+        from moored.plugins.metadata.bolt.migrations import migrate
+
+        migrate(root, version)
+    made(root, SCHEMA).put(VERSION, encode_zigzag(CURRENT_VERSION))
 
 
 def path(root: Bucket, *names: str | bytes, create: bool = False) -> Bucket | None:
@@ -99,6 +106,14 @@ def records(bucket: Bucket | None) -> Iterator[tuple[str, Bucket]]:
         below = bucket.bucket(key) if value is None else None
         if below is not None:
             yield decode_text(key), below
+
+
+def trees(bucket: Bucket | None) -> Iterator[tuple[str, Tree]]:
+    """Yield the name of every bucket in a bucket, and all that is in that one, by name."""
+    if bucket is None:
+        return
+    for key, tree in bucket.trees():
+        yield decode_text(key), tree
 
 
 def is_empty(bucket: Bucket | None) -> bool:

@@ -1,4 +1,4 @@
-"""Buckets and cursors of the port, over the records of one LMDB transaction."""
+"""Buckets and cursors of the port: the rules that hold wherever a bucket lies (`spaces`, `small`)."""
 
 from __future__ import annotations
 
@@ -6,17 +6,16 @@ from collections.abc import Iterator
 
 from moored.kernel.errors import (
     AlreadyExists,
-    DataLoss,
     FailedPrecondition,
     Internal,
     InvalidArgument,
     NotFound,
     Unknown,
 )
-from moored.kernel.ports.metadata import MAX_KEY, MAX_NAME, MAX_VALUE, Entry
-from moored.plugins.metadata.lmdb import names
-from moored.plugins.metadata.lmdb.layout import BUCKET, BUCKET_TAG, ID, ID_SIZE, ROOT, VALUE, VALUE_TAG
-from moored.plugins.metadata.lmdb.records import Record, Records
+from moored.kernel.ports.metadata import MAX_KEY, MAX_NAME, MAX_VALUE, Entry, Tree
+from moored.plugins.metadata.lmdb.layout import ROOT
+from moored.plugins.metadata.lmdb.records import Records
+from moored.plugins.metadata.lmdb.spaces import Place, Space
 
 SEQUENCES = 1 << 64
 
@@ -24,104 +23,110 @@ SEQUENCES = 1 << 64
 class LmdbBucket:
     """One bucket; a handle that costs nothing and holds nothing but the transaction."""
 
-    __slots__ = ("_records", "_space")
+    __slots__ = ("_place",)
 
-    def __init__(self, records: Records, space: bytes = ROOT) -> None:
-        self._records = records
-        self._space = space
+    def __init__(self, place: Place) -> None:
+        self._place = place
 
     def get(self, key: bytes) -> bytes | None:
         """See the port."""
-        record = self._find(key)
-        return record[1:] if record is not None and record[0] == VALUE else None
+        found = self._reached().find(key)
+        return found if isinstance(found, bytes) else None
 
     def put(self, key: bytes, value: bytes) -> None:
         """See the port."""
-        self._writable()
+        place = self._writable()
         if not key:
             raise Unknown("key required")
         if len(key) > MAX_KEY:
             raise Unknown("key too large")
         if len(value) > MAX_VALUE:
             raise Unknown("value too large")
-        if self._space == ROOT:
+        if isinstance(place, Space) and place.id == ROOT:
             raise InvalidArgument(f"key {key!r} would stand in the root, which holds only buckets")
-        record = self._find(key)
-        if record is not None and record[0] != VALUE:
+        found = place.find(key)
+        if found is not None and not isinstance(found, bytes):
             raise Unknown("incompatible value")
-        names.store(self._records, self._space, key, VALUE_TAG + value)
+        place.records.need_room()
+        place.store(key, bytes(value))
 
     def delete(self, key: bytes) -> None:
         """See the port."""
-        self._writable()
-        record = self._find(key)
-        if record is None:
+        place = self._writable()
+        found = place.find(key)
+        if found is None:
             return
-        if record[0] != VALUE:
+        if not isinstance(found, bytes):
             raise Unknown("incompatible value")
-        names.drop(self._records, self._space, key)
+        place.drop(key)
 
     def bucket(self, name: bytes) -> LmdbBucket | None:
         """See the port."""
-        record = self._find(name)
-        return LmdbBucket(self._records, record[1:]) if record is not None and record[0] == BUCKET else None
+        found = self._reached().find(name)
+        return None if found is None or isinstance(found, bytes) else LmdbBucket(found)
 
     def create_bucket(self, name: bytes) -> LmdbBucket:
         """See the port."""
-        self._nameable(name)
-        record = self._find(name)
-        if record is None:
-            return self._new(name)
-        if record[0] == BUCKET:
-            raise AlreadyExists("bucket already exists")
-        raise Unknown("incompatible value")
+        place = self._nameable(name)
+        found = place.find(name)
+        if found is None:
+            return self._new(place, name)
+        raise Unknown("incompatible value") if isinstance(found, bytes) else AlreadyExists("bucket already exists")
 
     def create_bucket_if_missing(self, name: bytes) -> LmdbBucket:
         """See the port."""
-        self._nameable(name)
-        record = self._find(name)
-        if record is None:
-            return self._new(name)
-        if record[0] != BUCKET:
+        place = self._nameable(name)
+        found = place.find(name)
+        if found is None:
+            return self._new(place, name)
+        if isinstance(found, bytes):
             raise Unknown("incompatible value")
-        return LmdbBucket(self._records, record[1:])
+        return LmdbBucket(found)
 
     def delete_bucket(self, name: bytes) -> None:
         """See the port."""
-        self._writable()
-        record = self._find(name)
-        if record is None:
+        place = self._writable()
+        found = place.find(name)
+        if found is None:
             raise NotFound("bucket not found")
-        if record[0] != BUCKET:
+        if isinstance(found, bytes):
             raise Unknown("incompatible value")
-        names.drop(self._records, self._space, name)
-        doomed = [record[1:]]
-        while doomed:
-            space = doomed.pop()
-            self._records.dead.add(space)
-            doomed += self._records.sweep(space)
+        place.drop_bucket(name, found)
 
     def cursor(self) -> LmdbCursor:
         """See the port."""
-        self._alive()
+        self._reached()
         return LmdbCursor(self)
 
     def items(self, prefix: bytes = b"") -> Iterator[Entry]:
         """See the port."""
+        place = self._reached()
+        if not place.records.writable:
+            yield from place.walk(prefix)
+            return
         entry = self.following(prefix, strictly=False)
         while entry is not None and entry[0].startswith(prefix):
             yield entry
             entry = self.following(entry[0], strictly=True)
 
+    def tree(self) -> Tree:
+        """See the port."""
+        return self._reached().tree()
+
+    def trees(self) -> Iterator[tuple[bytes, Tree]]:
+        """See the port."""
+        place = self._reached()
+        if not place.records.writable:
+            yield from place.trees()
+            return
+        for name, value in self.items():
+            below = self.bucket(name) if value is None else None
+            if below is not None:
+                yield name, below.tree()
+
     def sequence(self) -> int:
         """See the port."""
-        self._alive()
-        record = self._records.get(self._space)
-        if record is None:
-            return 0
-        if len(record) != ID_SIZE:
-            raise DataLoss(f"metadata store is damaged: {record[:16]!r} is no sequence number")
-        return int(ID.unpack(record)[0])
+        return self._reached().sequence()
 
     def next_sequence(self) -> int:
         """See the port."""
@@ -131,57 +136,51 @@ class LmdbBucket:
 
     def set_sequence(self, number: int) -> None:
         """See the port."""
-        self._writable()
+        place = self._writable()
         if not 0 <= number < SEQUENCES:
             raise InvalidArgument(f"sequence {number} does not fit in 64 bits without sign")
         if number:
-            self._records.put(self._space, ID.pack(number))
-        else:
-            self._records.delete(self._space)
+            place.records.need_room()
+        place.set_sequence(number)
 
     def following(self, name: bytes, *, strictly: bool) -> Entry | None:
         """Give the entry at or above `name` (strictly: above)."""
-        self._alive()
-        return _entry(names.following(self._records, self._space, name, strictly=strictly))
+        return self._reached().following(name, strictly=strictly)
 
     def preceding(self, name: bytes | None) -> Entry | None:
         """Give the entry below `name` (None: the last)."""
-        self._alive()
-        return _entry(names.preceding(self._records, self._space, name))
+        return self._reached().preceding(name)
 
-    def _new(self, name: bytes) -> LmdbBucket:
-        space = self._records.new_space()
-        names.store(self._records, self._space, name, BUCKET_TAG + space)
-        return LmdbBucket(self._records, space)
+    @staticmethod
+    def _new(place: Place, name: bytes) -> LmdbBucket:
+        place.records.need_room()
+        return LmdbBucket(place.make_bucket(name))
 
-    def _find(self, name: bytes) -> bytes | None:
-        self._alive()
-        if not name:
-            return None
-        record = names.find(self._records, self._space, name)
-        if record is None:
-            return None
-        if not record or record[0] > BUCKET or (record[0] == BUCKET and len(record) != 1 + ID_SIZE):
-            raise DataLoss(f"metadata store is damaged: unknown record {record[:16]!r} of name {name!r}")
-        return record
-
-    def _nameable(self, name: bytes) -> None:
-        self._writable()
+    def _nameable(self, name: bytes) -> Place:
+        place = self._writable()
         if not name:
             raise Unknown("bucket name required")
         if len(name) > MAX_NAME:
             raise Unknown("key too large")
+        return place
 
-    def _writable(self) -> None:
-        self._alive()
-        if not self._records.writable:
+    def _writable(self) -> Place:
+        place = self._reached()
+        if not place.records.writable:
             raise Internal("tx not writable")
+        return place
 
-    def _alive(self) -> None:
-        if not self._records.open:
+    def _reached(self) -> Place:
+        """Give where the bucket lies now."""
+        place = self._place
+        while (moved := place.moved) is not None:
+            place = self._place = moved
+        records = place.records
+        if not records.open:
             raise Internal("tx closed")
-        if self._records.dead and self._space in self._records.dead:
+        if place.dead or (records.dead and place.is_in_dead_space()):
             raise NotFound("bucket not found")
+        return place
 
 
 class LmdbCursor:
@@ -225,8 +224,6 @@ class LmdbCursor:
         return entry
 
 
-def _entry(found: Record | None) -> Entry | None:
-    if found is None:
-        return None
-    name, record = found
-    return name, (record[1:] if record[0] == VALUE else None)
+def root_of(records: Records) -> LmdbBucket:
+    """Give the root of a transaction."""
+    return LmdbBucket(Space(records, ROOT))

@@ -12,7 +12,7 @@ from typing import Final, TypeVar
 
 from moored.kernel.errors import Internal, Unavailable
 from moored.kernel.ports.metadata import Bucket, Stats
-from moored.plugins.metadata.lmdb.bucket import LmdbBucket
+from moored.plugins.metadata.lmdb.bucket import root_of
 from moored.plugins.metadata.lmdb.environment import DEFAULT_LIMIT, Environment
 from moored.plugins.metadata.lmdb.records import Records
 from moored.plugins.metadata.lmdb.writer import Job, Writer
@@ -46,7 +46,7 @@ class LmdbDatabase:
         view = next(self._view_ids)
         self._views[view] = time.monotonic()
         try:
-            yield LmdbBucket(records)
+            yield root_of(records)
         finally:
             del self._views[view]
             records.end()
@@ -103,6 +103,8 @@ class LmdbDatabase:
     async def close(self) -> None:
         """See the port."""
         if self._closing is None:
+            if self._writer is not None:
+                self._writer.give()
             self._closing = asyncio.ensure_future(asyncio.to_thread(self._close))
         await asyncio.shield(self._closing)
 

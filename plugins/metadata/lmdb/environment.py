@@ -30,7 +30,7 @@ from moored.plugins.metadata.lmdb.folder import (
     reserve_readers,
     sync_folder,
 )
-from moored.plugins.metadata.lmdb.layout import FORMAT, FORMAT_KEY
+from moored.plugins.metadata.lmdb.layout import FORMAT, FORMAT_KEY, OLD_FORMAT
 from moored.plugins.metadata.lmdb.records import FULL_TEXT, NO_ROOM, translated
 
 DEFAULT_LIMIT: Final = 16 << 30
@@ -236,7 +236,10 @@ class Environment:
             found = txn.get(FORMAT_KEY)
         if found is None:
             raise DataLoss(f"metadata store {str(home)!r} has no format record, wanted {FORMAT.decode()!r}")
-        if found != FORMAT:
+        if found == OLD_FORMAT:
+            with self._env.begin(write=True) as txn:
+                txn.put(FORMAT_KEY, FORMAT)
+        elif found != FORMAT:
             raise FailedPrecondition(f"metadata store {str(home)!r} has format {found!r}, wanted {FORMAT!r}")
 
 

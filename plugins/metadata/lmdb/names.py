@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from moored.kernel.errors import DataLoss
-from moored.plugins.metadata.lmdb.layout import BUCKET, ID, ID_SIZE, MORE, MORE_TAG, NUL, PIECE, VALUE
+from moored.plugins.metadata.lmdb.layout import ID, ID_SIZE, MORE, MORE_TAG, NUL, NUMBERED, PIECE
 from moored.plugins.metadata.lmdb.records import Record, Records
 
 Step = tuple[bytes, bytes]
@@ -83,7 +83,7 @@ def _first_from(records: Records, space: bytes, key: bytes, steps: list[Step], *
                 return None
             space, key = steps.pop()
             strictly = True
-        elif _tag(found) == MORE:
+        elif tag(found) == MORE:
             steps.append((space, found[0]))
             space = key = _space_of(found[1])
             strictly = False
@@ -115,7 +115,7 @@ def _last_before(records: Records, space: bytes, key: bytes, steps: list[Step]) 
             if not steps:
                 return None
             space, key = steps.pop()
-        elif _tag(found) == MORE:
+        elif tag(found) == MORE:
             steps.append((space, found[0]))
             space = _space_of(found[1])
             key = _behind(space)
@@ -138,8 +138,9 @@ def _space_of(link: bytes) -> bytes:
     return link[1:]
 
 
-def _tag(found: Record) -> int:
-    tag = found[1][0] if found[1] else -1
-    if tag not in (VALUE, BUCKET, MORE):
+def tag(found: Record) -> int:
+    """Give what kind of record it is. Raises DataLoss if it is none."""
+    kind = found[1][0] if found[1] else -1
+    if not 0 <= kind <= NUMBERED:
         raise DataLoss(f"metadata store is damaged: unknown record {found[1][:16]!r} at key {found[0]!r}")
-    return tag
+    return kind

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import errno
-from typing import Final
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final
 
 import lmdb
 
 from moored.kernel.errors import DataLoss, Internal, MooredError, ResourceExhausted, Unavailable
-from moored.plugins.metadata.lmdb.layout import FIRST_FREE, ID, ID_SIZE, NEXT_KEY, VALUE
+from moored.plugins.metadata.lmdb.layout import BUCKET, FIRST_FREE, ID, ID_SIZE, MORE, NEXT_KEY
+
+if TYPE_CHECKING:
+    from moored.plugins.metadata.lmdb.small import Home
 
 Record = tuple[bytes, bytes]
 
@@ -33,11 +37,11 @@ def translated(error: lmdb.Error) -> MooredError:
 class Records:
     """Get, put, delete and neighbours by LMDB key, until `end`.
 
-    `full` makes every put fail. After the first LMDB error the transaction is `doomed`: it must be aborted, because
+    `full` makes `need_room` fail. After the first LMDB error the transaction is `doomed`: it must be aborted, because
     LMDB fails the parent along with a nested transaction that is committed after an error.
     """
 
-    __slots__ = ("_cursor", "_txn", "dead", "doomed", "full", "open", "writable")
+    __slots__ = ("_cursor", "_txn", "changed", "dead", "doomed", "full", "homes", "open", "writable")
 
     def __init__(self, txn: lmdb.Transaction[bytes], *, writable: bool, full: bool = False) -> None:
         self._txn = txn
@@ -48,11 +52,26 @@ class Records:
         self.doomed: MooredError | None = None
         self.dead: set[bytes] = set()
         """Spaces deleted in this transaction, so that stale handles do not write into them."""
+        self.homes: dict[bytes, Home] = {}
+        """The small buckets that an update has met, by space and name; what they say goes before their records."""
+        self.changed: list[Home] = []
+        """Those that are to be written."""
 
     def end(self) -> None:
         """Refuse all further calls; the LMDB transaction itself is the caller's."""
         self.open = False
         self._cursor.close()
+
+    def need_room(self) -> None:
+        """Raise ResourceExhausted, which dooms the transaction, where nothing may be added."""
+        if self.full:
+            self.doomed = ResourceExhausted(FULL_TEXT)
+            raise self.doomed
+
+    def flush(self) -> None:
+        """Write the small buckets that have changed: to be called before records are walked, and in the end."""
+        while self.changed:
+            self.changed.pop().store()
 
     def get(self, key: bytes) -> bytes | None:
         """Give the record at `key`."""
@@ -63,9 +82,6 @@ class Records:
 
     def put(self, key: bytes, record: bytes) -> None:
         """Store a record over the one that may be there."""
-        if self.full:
-            self.doomed = ResourceExhausted(FULL_TEXT)
-            raise self.doomed
         try:
             self._txn.put(key, record)
         except lmdb.Error as error:
@@ -104,6 +120,21 @@ class Records:
         except lmdb.Error as error:
             raise self._doom(error) from error
 
+    def walk(self, start: bytes) -> Iterator[Record]:
+        """Yield all records whose key starts with `start`, in order, while nothing is written."""
+        try:
+            with self._txn.cursor() as cursor:
+                if not cursor.set_range(start):
+                    return
+                for found in cursor.iternext(keys=True, values=True):
+                    if not found[0].startswith(start):
+                        return
+                    yield found
+                    if not self.open:
+                        raise Internal("tx closed")
+        except lmdb.Error as error:
+            raise self._doom(error) from error
+
     def sweep(self, start: bytes) -> list[bytes]:
         """Delete all records whose key starts with `start`; give the spaces that these referred to."""
         spaces: list[bytes] = []
@@ -111,7 +142,7 @@ class Records:
             found = self._cursor.set_range(start)
             while found and self._cursor.key().startswith(start):
                 record = self._cursor.value()
-                if len(record) == 1 + ID_SIZE and record[0] != VALUE:
+                if len(record) == 1 + ID_SIZE and record[0] in (BUCKET, MORE):
                     spaces.append(record[1:])
                 found = self._cursor.delete() and bool(self._cursor.key())
         except lmdb.Error as error:

@@ -13,12 +13,16 @@ import lmdb
 
 from moored.kernel.errors import Internal, MooredError, Unavailable
 from moored.kernel.ports.metadata import Bucket
-from moored.plugins.metadata.lmdb.bucket import LmdbBucket
+from moored.plugins.metadata.lmdb.bucket import root_of
 from moored.plugins.metadata.lmdb.environment import Environment
 from moored.plugins.metadata.lmdb.records import Records
 
 MAX_BATCH: Final = 256
 """Updates in one commit."""
+
+
+PATIENCE: Final = 16
+"""Rounds of the loop without a further job after which no more are waited for."""
 
 
 @dataclass(slots=True, eq=False)
@@ -47,16 +51,52 @@ class Writer:
         self.loop = loop
         self._delivered = delivered
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._gathered: list[Job] = []
+        self._given = 0
+        """Jobs that the thread has and that are not settled."""
+        self._crowd = 1
+        """How many jobs there were at a time lately."""
         self._ended = False
         self._thread = threading.Thread(target=self._run, name="metadata-writer", daemon=True)
         self._thread.start()
 
     def submit(self, job: Job) -> None:
         """Queue a job; its future is settled whatever happens."""
-        self._jobs.put(job)
+        self._gathered.append(job)
+        if len(self._gathered) > 1:
+            return
+        if self._crowd > 1 or self._given:
+            self.loop.call_soon(self._hand_over, 1, 0)
+        else:
+            self._hand_over(1, 0)
+
+    def _hand_over(self, seen: int, rounds: int) -> None:
+        """Give the thread what was gathered, once `rounds` of the loop in a row have brought nothing more.
+
+        A commit costs the thread more than the jobs in it, and while both have work each keeps the other waiting for
+        the interpreter. So a caller among others waits until no more of them come; one alone does not.
+        """
+        now = len(self._gathered)
+        patience = PATIENCE if self._crowd > 1 else 0
+        if now < min(self._crowd, MAX_BATCH) and (now > seen or rounds < patience):
+            self.loop.call_soon(self._hand_over, now, 0 if now > seen else rounds + 1)
+            return
+        self._crowd = max(now + self._given, self._crowd - 1)
+        self.give()
+
+    def give(self) -> None:
+        """Give the thread what was gathered, without waiting for more."""
+        gathered, self._gathered = self._gathered, []
+        self._given += len(gathered)
+        for job in gathered:
+            self._jobs.put(job)
+
+    def _settle(self, batch: list[Job]) -> None:
+        self._given -= len(batch)
+        self._delivered(batch)
 
     def stop(self) -> None:
-        """Finish what was submitted, then end the thread. Blocks."""
+        """Finish what was given, then end the thread. Blocks; any thread."""
         self._jobs.put(None)
         self._thread.join()
 
@@ -106,7 +146,9 @@ class Writer:
         nested = self._environment.begin_nested(txn)
         records = Records(nested, writable=True, full=full)
         try:
-            job.result = job.change(LmdbBucket(records))
+            job.result = job.change(root_of(records))
+            if records.doomed is None:
+                records.flush()
         except BaseException as error:  # noqa: BLE001 - it is the caller's, whatever it is
             # A future refuses StopIteration.
             job.error = Internal(f"update raised {error!r}") if isinstance(error, StopIteration) else error
@@ -120,7 +162,7 @@ class Writer:
 
     def _deliver(self, batch: list[Job]) -> None:
         try:
-            self.loop.call_soon_threadsafe(self._delivered, batch)
+            self.loop.call_soon_threadsafe(self._settle, batch)
         except RuntimeError:
             return  # the loop is closed, so nobody waits any more
 

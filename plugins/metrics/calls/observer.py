@@ -13,9 +13,10 @@ from __future__ import annotations
 import bisect
 from collections import Counter
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
-from prometheus_client.registry import Collector
+if TYPE_CHECKING:
+    from prometheus_client.core import Metric
 
 LABELS = ("grpc_type", "grpc_service", "grpc_method")
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -27,7 +28,7 @@ OTHER = ("unary", "unknown", "unknown")
 Labels = tuple[str, str, str]
 
 
-class CallCounts(Collector):
+class CallCounts:
     """The CallObserver that keeps all counts, and the collector that shows them."""
 
     def __init__(self, *, histogram: bool) -> None:
@@ -74,6 +75,8 @@ class CallCounts(Collector):
             yield self._durations()
 
     def _durations(self) -> Metric:
+        from prometheus_client.core import HistogramMetricFamily
+
         metric = HistogramMetricFamily("grpc_server_handling_seconds", "time that calls took", labels=LABELS)
         for labels, counts in sorted(self._seconds.copy().items()):
             *buckets, total = counts.copy()
@@ -86,6 +89,8 @@ class CallCounts(Collector):
 def _counter(
     name: str, help_: str, counts: Counter[Labels] | Counter[tuple[str, str, str, str]], labels: tuple[str, ...]
 ) -> Metric:
+    from prometheus_client.core import CounterMetricFamily
+
     metric = CounterMetricFamily(f"grpc_server_{name}", help_, labels=labels)
     for values, count in sorted(counts.copy().items()):
         metric.add_metric(values, count)

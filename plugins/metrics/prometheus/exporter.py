@@ -1,4 +1,6 @@
-"""Collects metrics in a prometheus_client registry of its own and renders them; what it adds by itself is below.
+"""Collects metrics and renders them with prometheus_client, which is imported by the first rendering.
+
+What it adds by itself:
 
 process_*                                       memory, CPU, file descriptors, start time
 containerd_build_info_total{version,revision}   1
@@ -8,46 +10,93 @@ moored_plugin_start_seconds{plugin}             time its start took
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Protocol
 
-from prometheus_client import CollectorRegistry, ProcessCollector
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.exposition import choose_encoder
-from prometheus_client.registry import Collector
+import structlog
+from structlog.typing import FilteringBoundLogger
 
 from moored.kernel.errors import AlreadyExists
 from moored.kernel.hooks import hookimpl
 from moored.kernel.ports.daemon import PluginRecord
 
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+    from prometheus_client.core import Metric
+
+
+class Collects(Protocol):
+    """What prometheus_client wants of a collector."""
+
+    def collect(self) -> Iterable[Metric]:
+        """Give the metrics as they are now."""
+
 
 class PrometheusExporter:
-    """The MetricsExporter. Registering belongs on the event loop, rendering may be done in any thread."""
+    """The MetricsExporter. Registering belongs on the event loop, rendering may be done in any thread.
 
-    def __init__(self) -> None:
-        self._registry = CollectorRegistry(auto_describe=True)
-        ProcessCollector(registry=self._registry)
+    A daemon that nobody scrapes does without the library and its memory. So a name that is taken shows with the first
+    rendering at the earliest: before it the later collector is left out, with a line in the log.
+    """
 
-    def register(self, collector: Collector) -> None:
+    def __init__(self, log: FilteringBoundLogger | None = None) -> None:
+        self._log = log or structlog.get_logger()
+        self._making = threading.Lock()
+        self._registry: CollectorRegistry | None = None
+        self._waiting: list[Collects] = []
+
+    def register(self, collector: Collects) -> None:
         """See MetricsExporter."""
-        try:
-            self._registry.register(collector)
-        except ValueError as error:
-            raise AlreadyExists(f"metrics of {type(collector).__name__!r} are taken: {error}") from error
+        with self._making:
+            if self._registry is None:
+                self._waiting.append(collector)
+                return
+            _register(self._registry, collector)
 
-    def unregister(self, collector: Collector) -> None:
+    def unregister(self, collector: Collects) -> None:
         """See MetricsExporter."""
-        try:
-            self._registry.unregister(collector)
-        except KeyError:
-            return
+        with self._making:
+            if collector in self._waiting:
+                self._waiting.remove(collector)
+            if self._registry is None:
+                return
+            try:
+                self._registry.unregister(collector)
+            except KeyError:
+                return
 
     def render(self, accept: str = "") -> tuple[str, bytes]:
         """See MetricsExporter; the classic text format unless the header asks for OpenMetrics."""
+        from prometheus_client.exposition import choose_encoder
+
+        with self._making:
+            registry = self._registry = self._registry or self._made()
         encode, kind = choose_encoder(accept)
-        return kind, encode(self._registry)
+        return kind, encode(registry)
+
+    def _made(self) -> CollectorRegistry:
+        from prometheus_client import CollectorRegistry, ProcessCollector
+
+        registry = CollectorRegistry(auto_describe=True)
+        ProcessCollector(registry=registry)
+        for collector in self._waiting:
+            try:
+                _register(registry, collector)
+            except AlreadyExists as error:
+                self._log.error("metrics are left out", reason=error.text)
+        self._waiting.clear()
+        return registry
 
 
-class DaemonMetrics(Collector):
+def _register(registry: CollectorRegistry, collector: Collects) -> None:
+    try:
+        registry.register(collector)
+    except ValueError as error:
+        raise AlreadyExists(f"metrics of {type(collector).__name__!r} are taken: {error}") from error
+
+
+class DaemonMetrics:
     """The daemon's own metrics; keeps its copy of the plugins' outcomes, so that a scrape needs no event loop."""
 
     def __init__(self, version: str, revision: str, records: Iterable[PluginRecord]) -> None:
@@ -61,6 +110,8 @@ class DaemonMetrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Called by the registry."""
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
         build = CounterMetricFamily("containerd_build_info", "version of the daemon", labels=("version", "revision"))
         build.add_metric(self._build, 1)
         yield build

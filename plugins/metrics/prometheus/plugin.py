@@ -14,7 +14,7 @@ async def open_(ctx: InitContext[None]) -> AsyncGenerator[MetricsExporter]:
     """Collect as long as it runs; showing what was collected is a listener's work."""
     from moored.plugins.metrics.prometheus.exporter import DaemonMetrics, PrometheusExporter
 
-    exporter = PrometheusExporter()
+    exporter = PrometheusExporter(ctx.log)
     own = DaemonMetrics(ctx.daemon.version, ctx.daemon.revision, ctx.daemon.plugins())
     exporter.register(own)
     ctx.hooks.register(own)

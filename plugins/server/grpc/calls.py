@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from types import CoroutineType
 from typing import Any
 
 import grpc
@@ -61,6 +62,8 @@ class Method:
     behaviour: Callable[[Any, Any], Any]
     deserialize: Deserialize
     serialize: Serialize
+    label: tuple[str, str, str]
+    """What observers are told: kind, service and name."""
 
     @property
     def path(self) -> str:
@@ -76,11 +79,6 @@ class Method:
     def server_streams(self) -> bool:
         """Whether the server sends any number of messages."""
         return self.kind in ("server_stream", "bidi_stream")
-
-    @property
-    def label(self) -> tuple[str, str, str]:
-        """What observers are told."""
-        return self.kind, self.service, self.name
 
 
 class Registrar:
@@ -171,7 +169,7 @@ class Calls(grpc.GenericRpcHandler):
             raise Unimplemented(text, bare=True)
 
         # In the form of a stream, whose request nobody waits for.
-        return Method("bidi_stream", UNKNOWN, UNKNOWN, refuse, bytes, bytes)
+        return Method("bidi_stream", UNKNOWN, UNKNOWN, refuse, bytes, bytes, ("bidi_stream", UNKNOWN, UNKNOWN))
 
     def _wrapped(self, method: Method) -> Any:
         if not method.client_streams and not method.server_streams:
@@ -319,9 +317,10 @@ class Stream:
             return raw
         return self._calls.decode(self._method, raw)
 
-    async def write(self, message: Any) -> None:
+    def write(self, message: Any) -> Awaitable[None]:
         """Send one message; waits until the client has room for it."""
-        await self._context.write(self._calls.encode(self._method, message))
+        sending: Awaitable[None] = self._context.write(self._calls.encode(self._method, message))
+        return sending
 
     async def messages(self) -> AsyncGenerator[Any]:
         """All messages up to the end of them."""
@@ -333,17 +332,22 @@ class Observers:
     """Tells all observers; one that raises is told no more."""
 
     def __init__(self, observers: Sequence[CallObserver], log: FilteringBoundLogger) -> None:
-        self._observers = list(observers)
         self._log = log
+        self._told = {
+            event: [(observer, getattr(observer, event)) for observer in observers]
+            for event in ("started", "received", "sent", "handled")
+        }
 
     def tell(self, event: str, method: Method, *more: object) -> None:
         """Call the CallObserver method `event` of each."""
-        for observer in tuple(self._observers):
+        for observer, call in self._told[event]:
             try:
-                getattr(observer, event)(*method.label, *more)
+                call(*method.label, *more)
             except Exception:  # noqa: BLE001 - told with its traceback below
                 # A call must not fail because it could not be counted.
-                self._observers.remove(observer)
+                self._told = {
+                    name: [one for one in told if one[0] is not observer] for name, told in self._told.items()
+                }
                 self._log.exception("metrics plugin failed and is left out", observer=type(observer).__name__)
 
 
@@ -360,11 +364,12 @@ def _method(service: str, name: str, handler: Any) -> Method:
         behaviour,
         handler.request_deserializer or bytes,
         handler.response_serializer or bytes,
+        (kind, service, name),
     )
 
 
 async def _settled(found: Any) -> Any:
-    return await found if inspect.isawaitable(found) else found
+    return await found if type(found) is CoroutineType or inspect.isawaitable(found) else found
 
 
 async def _send_all(found: Any, stream: Stream) -> None:

@@ -10,7 +10,7 @@ from typing import Any, cast
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.empty_pb2 import Empty
 
-from moored.api.convert import timestamp
+from moored.api.convert import set_timestamp
 from moored.api.services.containers.v1 import containers_pb2 as pb
 from moored.api.services.containers.v1 import containers_pb2_grpc as rpc
 from moored.kernel.errors import InvalidArgument
@@ -49,7 +49,9 @@ class ContainersService(rpc.ContainersServicer):
         try:
             async with aclosing(self._containers.stream(request.filters)) as found:
                 async for container in found:
-                    yield pb.ListContainerMessage(container=to_message(container))
+                    message = pb.ListContainerMessage()
+                    fill(message.container, container)
+                    yield message
         except InvalidArgument as error:
             raise _as_known(error) from error
 
@@ -79,21 +81,29 @@ class ContainersService(rpc.ContainersServicer):
 
 def to_message(container: Container) -> pb.Container:
     """The container on the wire."""
-    return pb.Container(
-        id=container.id,
-        labels=container.labels,
-        image=container.image,
-        runtime=pb.Container.Runtime(name=container.runtime, options=_any(container.runtime_options)),
-        spec=_any(container.spec),
-        snapshotter=container.snapshotter,
-        snapshot_key=container.snapshot_key,
-        created_at=timestamp(container.created_at),
-        updated_at=timestamp(container.updated_at),
-        extensions={
-            key: AnyMessage(type_url=value.type_url, value=value.value) for key, value in container.extensions.items()
-        },
-        sandbox=container.sandbox,
-    )
+    message = pb.Container()
+    fill(message, container)
+    return message
+
+
+def fill(message: pb.Container, container: Container) -> None:
+    """Write the container into an empty message, which is half of the work of making one from its parts."""
+    message.id = container.id
+    if container.labels:
+        message.labels.update(container.labels)
+    message.image = container.image
+    message.runtime.name = container.runtime
+    if container.runtime_options is not None:
+        _fill_any(message.runtime.options, container.runtime_options)
+    if container.spec is not None:
+        _fill_any(message.spec, container.spec)
+    message.snapshotter = container.snapshotter
+    message.snapshot_key = container.snapshot_key
+    set_timestamp(message.created_at, container.created_at)
+    set_timestamp(message.updated_at, container.updated_at)
+    for key, value in container.extensions.items():
+        _fill_any(message.extensions[key], value)
+    message.sandbox = container.sandbox
 
 
 def from_message(message: pb.Container) -> Container:
@@ -113,8 +123,9 @@ def from_message(message: pb.Container) -> Container:
     )
 
 
-def _any(given: TypedBytes | None) -> AnyMessage | None:
-    return None if given is None else AnyMessage(type_url=given.type_url, value=given.value)
+def _fill_any(message: AnyMessage, given: TypedBytes) -> None:
+    message.SetInParent()  # also if both are empty
+    message.type_url, message.value = given.type_url, given.value
 
 
 def _typed(message: AnyMessage) -> TypedBytes:
@@ -122,7 +133,11 @@ def _typed(message: AnyMessage) -> TypedBytes:
 
 
 def _listed(containers: Sequence[Container]) -> pb.ListContainersResponse:
-    return pb.ListContainersResponse(containers=map(to_message, containers))
+    answer = pb.ListContainersResponse()
+    add = answer.containers.add
+    for container in containers:
+        fill(add(), container)
+    return answer
 
 
 def _check_given(request: pb.CreateContainerRequest | pb.UpdateContainerRequest) -> None:

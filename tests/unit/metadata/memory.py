@@ -20,7 +20,7 @@ from moored.kernel.errors import (
     Unavailable,
     Unknown,
 )
-from moored.kernel.ports.metadata import MAX_KEY, MAX_NAME, Bucket, Entry, Stats
+from moored.kernel.ports.metadata import MAX_KEY, MAX_NAME, Bucket, Entry, Stats, Tree
 
 R = TypeVar("R")
 
@@ -113,6 +113,19 @@ class MemoryBucket:
         while entry is not None and entry[0].startswith(prefix):
             yield entry
             entry = cursor.next()
+
+    def tree(self) -> Tree:
+        self.alive()
+        return {
+            name: value if isinstance(value, bytes) else MemoryBucket(self.tx, value).tree()
+            for name, value in self.node.entries.items()
+        }
+
+    def trees(self) -> Iterator[tuple[bytes, Tree]]:
+        for name, value in self.items():
+            below = self.bucket(name) if value is None else None
+            if below is not None:
+                yield name, below.tree()
 
     def sequence(self) -> int:
         self.alive()

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import lmdb
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from moored.kernel.conformance.metadata import contents
 from moored.kernel.errors import MooredError
 from moored.kernel.ports.metadata import Bucket, Cursor, Database
+from moored.plugins.metadata.lmdb import small
 from moored.plugins.metadata.lmdb.database import LmdbDatabase
 from moored.plugins.metadata.lmdb.layout import MAX_LMDB_KEY, PIECE
 from unit.metadata.memory import MemoryDatabase
@@ -35,6 +38,7 @@ changes = st.one_of(
     st.tuples(st.sampled_from(["sequence", "next_sequence"])),
     st.tuples(st.just("set_sequence"), st.integers(-1, 2**64)),
     st.tuples(st.just("items"), targets),
+    st.tuples(st.sampled_from(["tree", "trees"])),
 )
 moves = st.one_of(
     st.tuples(st.sampled_from(["first", "last", "next", "prev", "next", "prev", "delete"])),
@@ -52,8 +56,10 @@ def outcome(target: Bucket | Cursor, operation: tuple[Any, ...]) -> object:
         result = getattr(target, operation[0])(*operation[1:])
     except MooredError as error:
         return type(error), (error.text if " " in error.text and "root" not in error.text else None)
-    if operation[0] == "items":
-        return list(result)
+    if operation[0] in ("items", "trees"):
+        return copy.deepcopy(list(result))
+    if operation[0] == "tree":
+        return copy.deepcopy(result)
     return result is not None if operation[0] in ("bucket", "create_bucket", "create_bucket_if_missing") else result
 
 
@@ -90,6 +96,12 @@ class Stores(RuleBasedStateMachine):
         self.runner = asyncio.Runner()
         self.model = MemoryDatabase()
         self.real = self.opened()
+        self.limits = pytest.MonkeyPatch()
+
+    @initialize(limits=st.sampled_from([(32 << 10, 16, 64), (2000, 2, 3), (100, 16, 64), (6000, 3, 64)]))
+    def limit_small_buckets(self, limits: tuple[int, int, int]) -> None:
+        for name, limit in zip(("MAX_BYTES", "MAX_ENTRIES", "MAX_BELOW"), limits, strict=True):
+            self.limits.setattr(small, name, limit)
 
     def opened(self) -> LmdbDatabase:
         return LmdbDatabase(Path(self.folder.name) / "db", limit=64 << 20)
@@ -148,6 +160,7 @@ class Stores(RuleBasedStateMachine):
         try:
             self.runner.run(self.emptied())
         finally:
+            self.limits.undo()
             self.runner.run(self.real.close())
             self.runner.close()
             self.folder.cleanup()

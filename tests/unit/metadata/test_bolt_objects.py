@@ -16,7 +16,7 @@ from moored.kernel.conformance.containers import SPEC, container
 from moored.kernel.conformance.images import image, target
 from moored.kernel.conformance.metadata import contents
 from moored.kernel.conformance.objects import DIGEST
-from moored.kernel.errors import DataLoss, FailedPrecondition, InvalidArgument, NotFound, Unavailable
+from moored.kernel.errors import DataLoss, InvalidArgument, NotFound, Unavailable
 from moored.kernel.namespaces import bind
 from moored.kernel.payloads import Packed, Payload
 from moored.kernel.ports.daemon import Outcome
@@ -107,21 +107,6 @@ async def test_records_lie_where_containerd_has_them() -> None:
             f"v1|one|leases|l|content|{DIGEST}": b"",
             "v1|one|leases|l|snapshots|native|s": b"",
         }
-
-
-@on_loop
-async def test_a_store_of_another_version_is_refused() -> None:
-    for version in (b"", b"\x06", b"\x0a"):
-        db = MemoryDatabase()
-
-        def make(root: Bucket, version: bytes = version) -> None:
-            top = root.create_bucket(b"v1")
-            top.create_bucket(b"one")
-            top.put(b"version", version)
-
-        await db.update(make)
-        with pytest.raises(FailedPrecondition, match="wanted '4'"):
-            await db.update(schema.prepare)
 
 
 @on_loop

@@ -12,6 +12,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import lmdb
+import msgspec
 import pytest
 
 from moored.kernel.conformance import fails_with, refuses
@@ -25,9 +26,20 @@ from moored.kernel.errors import (
     Unavailable,
 )
 from moored.kernel.ports.metadata import MAX_KEY, MAX_NAME, Bucket
-from moored.plugins.metadata.lmdb import database, environment
+from moored.plugins.metadata.lmdb import database, environment, small
 from moored.plugins.metadata.lmdb.database import LmdbDatabase
-from moored.plugins.metadata.lmdb.layout import FORMAT_KEY, MAX_LMDB_KEY, NEXT_KEY
+from moored.plugins.metadata.lmdb.layout import (
+    BUCKET_TAG,
+    FORMAT,
+    FORMAT_KEY,
+    ID,
+    MAX_LMDB_KEY,
+    NEXT_KEY,
+    OLD_FORMAT,
+    ROOT,
+    SMALL_TAG,
+    VALUE_TAG,
+)
 
 LIMIT = 8 << 20
 
@@ -171,9 +183,9 @@ def test_damaged_file_is_refused_and_kept(damage: Callable[[Path], None], wanted
 def test_other_formats_are_refused(tmp_path: Path) -> None:
     made(tmp_path / "db")
     with lmdb.open(str(tmp_path / "db" / "environment")) as env, env.begin(write=True) as txn:
-        txn.put(FORMAT_KEY, b"moored-buckets 2")
+        txn.put(FORMAT_KEY, b"moored-buckets 3")
     error = refuses(FailedPrecondition, lambda: LmdbDatabase(tmp_path / "db"))
-    assert "moored-buckets 2" in error.text
+    assert "moored-buckets 3" in error.text
     with lmdb.open(str(tmp_path / "db" / "environment")) as env, env.begin(write=True) as txn:
         txn.delete(FORMAT_KEY)
     refuses(DataLoss, lambda: LmdbDatabase(tmp_path / "db"))
@@ -207,13 +219,14 @@ def test_last_long_name_takes_its_continuations_along(tmp_path: Path) -> None:
 
     def put(root: Bucket) -> None:
         bucket = root.create_bucket(b"b")
+        bucket.put(b"large", bytes(small.MAX_BYTES))  # so that the bucket has a space of its own
         for name in names:
             bucket.put(name, b"v")
 
     def delete(root: Bucket) -> None:
         bucket = root.bucket(b"b")
         assert bucket is not None
-        for name in names:
+        for name in (b"large", *names):
             bucket.delete(name)
 
     async def steps() -> None:
@@ -236,6 +249,105 @@ def test_unknown_records_are_data_loss(tmp_path: Path) -> None:
             with db.view() as root:
                 refuses(DataLoss, lambda: root.bucket(b"x"))
                 refuses(DataLoss, lambda: list(root.items()))
+                assert root.bucket(b"b") is not None
+
+    run(steps)
+
+
+def test_format_1_is_read_and_renamed(tmp_path: Path) -> None:
+    made(folder := tmp_path / "db")
+    second, third = ID.pack(2), ID.pack(3)
+    with lmdb.open(str(folder / "environment")) as env, env.begin(write=True) as txn:
+        for key in (FORMAT_KEY, ROOT + b"b"):
+            txn.delete(key)
+        txn.put(FORMAT_KEY, OLD_FORMAT)
+        txn.put(NEXT_KEY, ID.pack(4))
+        txn.put(ROOT + b"old", BUCKET_TAG + second)
+        txn.put(second, ID.pack(7))
+        txn.put(second + b"k", VALUE_TAG + b"v")
+        txn.put(second + b"below", BUCKET_TAG + third)
+        txn.put(third + b"l", VALUE_TAG + b"w")
+
+    async def steps() -> None:
+        async with opened(folder) as db:
+            assert contents(db) == {b"old": (7, {b"k": b"v", b"below": (0, {b"l": b"w"})})}
+            with db.view() as root:
+                assert list(root.trees()) == [(b"old", {b"k": b"v", b"below": {b"l": b"w"}})]
+            await db.update(lambda root: root.create_bucket_if_missing(b"old").create_bucket(b"new").put(b"m", b"x"))
+
+    run(steps)
+    found = dict(records(folder))
+    assert found[FORMAT_KEY] == FORMAT
+    assert found[second + b"new"] == SMALL_TAG + msgspec.msgpack.encode({b"m": b"x"})
+
+
+def test_an_object_is_one_record(tmp_path: Path) -> None:
+    folder = tmp_path / "db"
+
+    def put(root: Bucket, number: int) -> None:
+        record = root.create_bucket_if_missing(b"objects").create_bucket(b"%02d" % number)
+        record.put(b"name", b"n")
+        record.create_bucket(b"labels").put(b"k", b"v")
+
+    async def few() -> None:
+        async with opened(folder) as db:
+            for number in range(small.MAX_ENTRIES):
+                await db.update(lambda root, n=number: put(root, n))  # type: ignore[misc]
+
+    async def outgrow() -> None:
+        async with opened(folder) as db:
+            await db.update(lambda root: put(root, 99))
+
+    run(few)
+    assert [key for key, _ in records(folder)] == [FORMAT_KEY, ROOT + b"objects"]
+    run(outgrow)
+    tree = SMALL_TAG + msgspec.msgpack.encode({b"name": b"n", b"labels": {b"k": b"v"}})
+    found = dict(records(folder))
+    assert found[ROOT + b"objects"] == BUCKET_TAG + ID.pack(2)
+    assert [found[ID.pack(2) + b"%02d" % number] for number in (*range(small.MAX_ENTRIES), 99)] == [tree] * 17
+
+
+def test_handles_follow_a_bucket_that_outgrows_its_record(tmp_path: Path) -> None:
+    def grow(root: Bucket) -> None:
+        outer = root.create_bucket(b"outer")
+        inner = outer.create_bucket(b"inner")
+        doomed = outer.create_bucket(b"doomed")
+        inner.set_sequence(5)
+        inner.put(b"large", bytes(small.MAX_BYTES + 1))
+        inner.put(b"later", b"1")
+        outer.put(b"beside", b"2")
+        assert (inner.sequence(), inner.get(b"later"), outer.get(b"beside")) == (5, b"1", b"2")
+        outer.delete_bucket(b"doomed")
+        refuses(NotFound, lambda: doomed.put(b"k", b"v"))
+        root.delete_bucket(b"outer")
+        refuses(NotFound, lambda: inner.get(b"later"))
+        root.create_bucket(b"outer").put(b"k", b"v")
+
+    async def steps() -> None:
+        async with opened(tmp_path / "db") as db:
+            await db.update(grow)
+            assert contents(db) == {b"outer": (0, {b"k": b"v"})}
+
+    run(steps)
+
+
+@pytest.mark.parametrize(
+    "damage", [b"\x03", b"\x03\xc1", b"\x03\x91\x01", b"\x03\x81\xc4\x01k\x05", b"\x04\x81\xc4\x00\x01"]
+)
+def test_damaged_small_buckets_are_data_loss(damage: bytes, tmp_path: Path) -> None:
+    folder = tmp_path / "db"
+    made(folder)
+    with lmdb.open(str(folder / "environment")) as env, env.begin(write=True) as txn:
+        txn.put(ROOT + b"x", damage)
+
+    def read(root: Bucket) -> object:
+        bucket = root.bucket(b"x")
+        return bucket and (bucket.bucket(b"k"), bucket.sequence())
+
+    async def steps() -> None:
+        async with opened(folder) as db:
+            with db.view() as root:
+                refuses(DataLoss, lambda: read(root))
                 assert root.bucket(b"b") is not None
 
     run(steps)
