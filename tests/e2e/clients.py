@@ -197,17 +197,9 @@ def path_for(ctr: str) -> str:
 
 
 def import_image(client: Client, folder: Path) -> None:
-    status, _, error = client.run(
-        "images", "import", *local_flag(client.ctr), str(busybox_image(folder / "busybox.tar"))
-    )
+    status, _, error = client.run("images", "import", str(busybox_image(folder / "busybox.tar")))
     assert status == 0, error
     client.answers.clear()
-
-
-def local_flag(ctr: str) -> list[str]:
-    """A flag that ctr of containerd 1.6 does not have: there all is local."""
-    usage = subprocess.run([ctr, "images", "import", "--help"], capture_output=True, text=True, check=False).stdout
-    return ["--local"] if "--local" in usage else []
 
 
 def processes_in(folder: Path) -> list[str]:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from fcntl import ioctl
 from pathlib import Path
 
-from e2e.images import local, oci_archive
+from e2e.images import oci_archive
 from leftovers import Place, nothing_left
 
 IMAGE = "docker.io/test/busybox:latest"
@@ -174,8 +174,7 @@ def eventually(condition: Callable[[], bool], told: Callable[[], str], seconds: 
 def imported(world: World) -> Iterator[World]:
     """The image, in the world's namespace; in the end nothing of the namespace is left."""
     archive = busybox_image(world.place.folder)
-    words = ["images", "import", *local(world.binary), "--base-name", IMAGE.removesuffix(":latest")]
-    world.does(*words, str(archive))
+    world.does("images", "import", "--base-name", IMAGE.removesuffix(":latest"), str(archive))
     before = world.place.found()
     try:
         yield world

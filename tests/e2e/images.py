@@ -192,8 +192,14 @@ def without_made_up_times(ours: dict[str, File], theirs: dict[str, File], began:
     }
 
 
+def unpacking(*snapshotters: str, version: str = "version = 4\n") -> str:
+    """A config by which the daemon unpacks for these snapshotters, as newer clients ask it to."""
+    table = '[[plugins."io.containerd.transfer.v1.local".unpack_config]]'
+    return version + "".join(f'{table}\nplatform = "linux"\nsnapshotter = "{name}"\n' for name in snapshotters)
+
+
 def local(binary: str) -> list[str]:
-    """The flag by which newer clients do all of an import or export by themselves."""
+    """The flag by which newer clients do all of an import by themselves, as older ones always do."""
     helped = subprocess.run([binary, "images", "import", "--help"], capture_output=True, text=True, check=True)
     return ["--local"] if "--local" in helped.stdout else []
 

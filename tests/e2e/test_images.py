@@ -16,7 +16,6 @@ from e2e.images import (
     IMAGES,
     NAME,
     Maker,
-    local,
     many_layers,
     needs_image_tools,
     tree,
@@ -70,11 +69,11 @@ def test_unpacked_image_equals_containerds_file_by_file(tmp_path: Path, make: Ma
 def test_image_goes_in_and_out_and_leaves_nothing(tmp_path: Path, binary: str) -> None:
     archive = umoci_image(tmp_path)
     with Daemon(tmp_path) as daemon:
-        ctr(daemon.socket, "images", "import", *local(binary), "--base-name", BASE, str(archive), binary=binary)
-        ctr(daemon.socket, "images", "tag", *local(binary), NAME, f"{BASE}:second", binary=binary)
+        ctr(daemon.socket, "images", "import", "--base-name", BASE, str(archive), binary=binary)
+        ctr(daemon.socket, "images", "tag", NAME, f"{BASE}:second", binary=binary)
         ctr(daemon.socket, "images", "label", NAME, "tier=test", binary=binary)
         listed = ctr(daemon.socket, "images", "ls", binary=binary)
-        ctr(daemon.socket, "images", "export", *local(binary), str(tmp_path / "out.tar"), NAME, binary=binary)
+        ctr(daemon.socket, "images", "export", str(tmp_path / "out.tar"), NAME, binary=binary)
         ctr(daemon.socket, "images", "rm", "--sync", NAME, f"{BASE}:second", binary=binary)
         left = [
             ctr(daemon.socket, "content", "ls", "-q", binary=binary),

@@ -15,7 +15,7 @@ import pytest
 
 from conformance.remote import CONTAINERDS, is_old, started
 from daemons import Daemon
-from e2e.images import BASE, NAME, needs_image_tools, run, tree, umoci_image
+from e2e.images import BASE, NAME, needs_image_tools, run, tree, umoci_image, unpacking
 from moored.api.services.leases.v1 import leases_pb2, leases_pb2_grpc
 from moored.api.services.mounts.v1 import mounts_pb2 as pb
 from moored.api.services.mounts.v1 import mounts_pb2_grpc as rpc
@@ -205,8 +205,8 @@ NEWER_CTRS = [path for path in os.environ.get("MOORED_TEST_CTRS", "").split(os.p
 def test_ctr_mounts_an_image_through_the_daemon(tmp_path: Path, binary: str) -> None:
     archive, place = umoci_image(tmp_path), tmp_path / "mnt"
     place.mkdir()
-    with Daemon(tmp_path) as daemon:
-        words = ["images", "import", "--local", "--base-name", BASE, "--snapshotter", "native", str(archive)]
+    with Daemon(tmp_path, unpacking("native")) as daemon:
+        words = ["images", "import", "--base-name", BASE, "--snapshotter", "native", str(archive)]
         ctr(daemon.socket, *words, binary=binary)
         ctr(daemon.socket, "images", "mount", "--snapshotter", "native", NAME, str(place), binary=binary)
         try:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from daemons import Daemon, outcome
-from e2e.images import BASE, CTRS, NAME, local, needs_image_tools, tree, umoci_image, unpacked, whiteouts
+from e2e.images import BASE, CTRS, NAME, needs_image_tools, tree, umoci_image, unpacked, unpacking, whiteouts
 from peers import collect_garbage, containerd, ctr
 from remote_snapshotter import serving
 
@@ -22,7 +22,7 @@ def with_far_snapshotter(folder: Path) -> Generator[tuple[Daemon, Path]]:
     """A daemon with the snapshotter `far`, and the folder of that one's process."""
     socket, files = folder / "far.sock", folder / "far"
     config = f'version = 4\n[proxy_plugins.far]\ntype = "snapshot"\naddress = "{socket}"\n'
-    with serving(files, socket), Daemon(folder, config) as daemon:
+    with serving(files, socket), Daemon(folder, config + unpacking("native", "far", version="")) as daemon:
         yield daemon, files
 
 
@@ -33,7 +33,7 @@ def test_image_is_unpacked_by_a_snapshotter_in_another_process(tmp_path: Path, b
         assert outcome(daemon.plugins()["io.containerd.snapshotter.v1.far"]) == "ok"
         trees = []
         for snapshotter in ("native", "far"):
-            words = ["images", "import", *local(binary), "--base-name", BASE, "--snapshotter", snapshotter]
+            words = ["images", "import", "--base-name", BASE, "--snapshotter", snapshotter]
             ctr(daemon.socket, *words, str(archive), binary=binary)
             with unpacked(daemon.socket, snapshotter, tmp_path / f"mnt-{snapshotter}") as folder:
                 trees.append(tree(folder))

@@ -144,6 +144,7 @@ def test_an_index_that_doubles_at_each_level_is_read_once_a_level() -> None:
     ("change", "said"),
     [
         ({"layers": None}, "Expected `array`"),
+        ({"config": {"mediaType": media.OCI_LAYER, "digest": f"sha256:{'a' * 64}"}}, "a layer as its config"),
         ({"schemaVersion": 99}, "schemaVersion 99"),
         ({"manifests": []}, "'manifests'"),
         ({"fsLayers": []}, "'fsLayers'"),

@@ -1,0 +1,1 @@
+"""The open streams between clients and the daemon."""

@@ -1,0 +1,125 @@
+"""The open streams by namespace and name, closed with their leases."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from types import TracebackType
+from typing import Final, Self
+
+from moored.kernel.errors import MooredError, NotFound, ResourceExhausted, Unknown
+from moored.kernel.namespaces import bind, current_lease, namespace_or_empty
+from moored.kernel.payloads import Packed
+from moored.kernel.ports.leases import LeaseManager
+from moored.kernel.ports.streaming import Stream
+
+MAX_STREAMS: Final = 4096
+"""Names that are taken at once, over all namespaces."""
+
+_Key = tuple[str, str]
+
+
+class LeasedStreams:
+    """The StreamManager. An async context manager; on one event loop."""
+
+    def __init__(self, leases: LeaseManager, max_streams: int = MAX_STREAMS) -> None:
+        self._leases = leases
+        self._max = max_streams
+        self._streams: dict[_Key, _Managed] = {}
+        self._changed = asyncio.Event()
+        self._watch: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._watch = asyncio.create_task(self._follow_leases(), name="stream leases")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        assert self._watch is not None
+        self._watch.cancel()
+        with suppress(asyncio.CancelledError):
+            await self._watch
+        for stream in list(self._streams.values()):
+            await stream.close()
+
+    async def register(self, name: str, stream: Stream) -> Stream:
+        """See StreamManager."""
+        key = (namespace_or_empty(), name)
+        if key in self._streams:
+            raise Unknown("already exists")
+        if len(self._streams) >= self._max:
+            await self._make_room()
+        managed = _Managed(self, key, current_lease(), stream)
+        self._streams[key] = managed
+        return managed
+
+    async def _make_room(self) -> None:
+        left = next((stream for stream in self._streams.values() if stream.abandoned), None)
+        if left is None:
+            raise ResourceExhausted(f"{self._max} streams are open, which is the limit")
+        await left.close()
+
+    def get(self, name: str) -> Stream:
+        """See StreamManager."""
+        found = self._streams.get((namespace_or_empty(), name))
+        if found is None:
+            raise NotFound("not found", bare=True)
+        return found
+
+    def abandoned(self, name: str, stream: Stream) -> None:
+        """See StreamManager."""
+        if isinstance(stream, _Managed):
+            stream.abandoned = True
+
+    def forget(self, key: _Key, stream: _Managed) -> None:
+        """Free a name that this stream has."""
+        if self._streams.get(key) is stream:
+            del self._streams[key]
+
+    def changed(self, deleted: bool) -> None:
+        """Take notice of a write to the object database: a lease may be gone."""
+        if deleted:
+            self._changed.set()
+
+    async def _follow_leases(self) -> None:
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            for stream in [one for one in self._streams.values() if one.lease]:
+                if await self._is_gone(stream):
+                    await stream.close()
+
+    async def _is_gone(self, stream: _Managed) -> bool:
+        try:
+            with bind(stream.key[0]):
+                await self._leases.resources(stream.lease)
+        except NotFound:
+            return True
+        except MooredError:
+            return False  # a namespace that can have no leases, or a store that has stopped
+        return False
+
+
+class _Managed:
+    """A client's stream that frees its name when it is closed."""
+
+    def __init__(self, manager: LeasedStreams, key: _Key, lease: str, inner: Stream) -> None:
+        self.key: Final = key
+        self.lease: Final = lease
+        self.abandoned = False
+        self._manager = manager
+        self._inner = inner
+
+    async def send(self, message: Packed) -> None:
+        """See Stream."""
+        await self._inner.send(message)
+
+    async def receive(self) -> Packed | None:
+        """See Stream."""
+        return await self._inner.receive()
+
+    async def close(self) -> None:
+        """See Stream."""
+        self._manager.forget(self.key, self)
+        await self._inner.close()

@@ -1,0 +1,1 @@
+"""Programs that decide which images may be pulled."""
