@@ -21,10 +21,13 @@ from moored.api.services.ttrpc.events.v1.events_pb2 import ForwardRequest
 from moored.api.ttrpc.client import Client, connect
 from moored.api.ttrpc.server import CallContext, Kind, Method, Server, Services
 from moored.kernel import payloads
+from moored.kernel.ports.invocations import RuntimeOptions
+from moored.plugins.runtime.oci.invocations import default_invocation, to_json
 from moored.plugins.runtime.shim.launcher import Spawn, Zygote
 
 BUSYBOX = shutil.which("busybox")
 RUNTIMES = [name for name in ("runc", "crun") if shutil.which(name)]
+EVERY_RUNTIME = [*RUNTIMES, *(["runsc"] if shutil.which("runsc") else [])]
 CGROUPS = Path("/sys/fs/cgroup")
 
 needs_runtime = [
@@ -161,9 +164,10 @@ class World:
         for name in ("sh", "sleep", "true", "cat", "kill"):
             (root / "bin" / name).symlink_to("busybox")
         (bundle / "work").mkdir()
-        (bundle / "config.json").write_text(json.dumps(spec(container_id, args or ("sleep", "1000"), **changes)))
-        how = {"driver": runtime, "binary": shutil.which(runtime), "root": str(self.folder / "state" / runtime)}
-        (bundle / "runtime.json").write_text(json.dumps(how))
+        wanted = spec(container_id, args or ("sleep", "1000"), **changes)
+        (bundle / "config.json").write_text(json.dumps(wanted))
+        options = RuntimeOptions(binary=runtime, root=str(self.folder / "state" / runtime))
+        (bundle / "runtime.json").write_bytes(to_json(default_invocation(options, "test", wanted)))
         os.mkfifo(bundle / "log", 0o700)
         return bundle
 

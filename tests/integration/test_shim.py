@@ -20,7 +20,7 @@ from moored.api.types.runc.options.oci_pb2 import Options
 from moored.kernel import errors as e
 from moored.plugins.runtime.shim.launcher import Zygote, cleanup
 from moored.plugins.runtime.shim.messages import NEVER
-from shimworld import RUNTIMES, V2, Task, World, in_world, mounted, needs_runtime
+from shimworld import EVERY_RUNTIME, RUNTIMES, V2, Task, World, in_world, mounted, needs_runtime
 
 pytestmark = needs_runtime
 SECOND = 10**9
@@ -74,6 +74,39 @@ def test_signals_end_processes_and_missing_ones_are_told(tmp_path: Path, runtime
         await fails(e.NotFound, "process already finished", task.kill(9))
         await task.kill(9, everything=True)
         await task.delete()
+        await task.shutdown()
+
+    in_world(tmp_path, body)
+
+
+@pytest.mark.parametrize(
+    ("runtime", "number"),
+    [*((name, signal.SIGKILL) for name in EVERY_RUNTIME), *(("runsc", signal.SIGTERM) for _ in EVERY_RUNTIME[2:])],
+)
+def test_container_that_was_never_started_can_be_ended(tmp_path: Path, runtime: str, number: int) -> None:
+    async def body(world: World) -> None:
+        task = await world.task("c", runtime=runtime)
+        await task.create()
+        await task.kill(0)
+        await task.kill(number)
+        assert (await task.wait()).exit_status == 137
+        await task.delete()
+        await task.shutdown()
+
+    in_world(tmp_path, body)
+
+
+@pytest.mark.parametrize("runtime", EVERY_RUNTIME)
+def test_create_that_fails_late_says_why_and_leaves_nothing(tmp_path: Path, runtime: str) -> None:
+    async def body(world: World) -> None:
+        task = await world.task("c", runtime=runtime)
+        config = json.loads((task.bundle / "config.json").read_text())
+        # cgroups are made by then
+        config["mounts"].append({"destination": "/x", "type": "bind", "source": "/no/such/place", "options": ["bind"]})
+        (task.bundle / "config.json").write_text(json.dumps(config))
+        with pytest.raises(e.Unknown, match="^OCI runtime create failed: (?!.*did not terminate)"):
+            await task.create()
+        assert list((world.folder / "state" / runtime / "test").glob("*")) == []
         await task.shutdown()
 
     in_world(tmp_path, body)

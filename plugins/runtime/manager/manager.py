@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -191,8 +191,11 @@ class ShimManager:
         self._shims.discard(shim)
         await self._wipe(shim.files, shim.kind, endpoints)
 
-    async def undo_leftover(self, bundle: Bundle) -> None:
-        """The same for what an earlier daemon left half-done. Raises nothing."""
+    async def undo_leftover(self, bundle: Bundle, end: Callable[[ManagedShim], Awaitable[None]] | None = None) -> None:
+        """The same for what an earlier daemon left half-done; `end` is called first with a shim that lives.
+
+        Raises nothing.
+        """
         try:
             kind: Kind | None = await self._kind_of(bundle)
         except MooredError as error:
@@ -205,6 +208,8 @@ class ShimManager:
             with suppress(MooredError):
                 await shim.dial(endpoint, seconds=self.deadlines.load)
                 shared = self._serves_others(bundle, endpoints)
+                if end is not None:
+                    await end(shim)
                 await ShimTask(shim, self.deadlines, lambda _task: None).undo(shared=shared)
             await shim.leave()
         await self._wipe(bundle, kind, endpoints)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any, Final
 
@@ -113,10 +114,18 @@ def last_error(bundle: str, since: int) -> str:
         added = read_file(f"{bundle}/{LOG}")[since:]
     except OSError:
         return ""
-    found = ""
-    for line in added.splitlines():
-        with suppress(ValueError, AttributeError):
-            entry = json.loads(line)
-            if entry.get("level") == "error":
-                found = str(entry.get("msg", "")).strip()
-    return found
+    errors = [entry for entry in _objects(added.decode(errors="replace")) if entry.get("level") == "error"]
+    return str(errors[-1].get("msg", "")).strip() if errors else ""
+
+
+def _objects(text: str) -> Iterator[dict[str, Any]]:
+    """Find the JSON objects in a text: a line each, as most runtimes write them, or one right after the other."""
+    decoder = json.JSONDecoder()
+    at = text.find("{")
+    while at >= 0:
+        try:
+            entry, at = decoder.raw_decode(text, at)
+            yield entry
+        except (ValueError, RecursionError):
+            at += 1
+        at = text.find("{", at)

@@ -6,6 +6,8 @@ Blocks. For the daemon (on a thread) and for `delete` of the command line. Sourc
 from __future__ import annotations
 
 import os
+import select
+import signal
 import subprocess
 import time
 from collections.abc import Callable
@@ -35,6 +37,8 @@ class Ended(NamedTuple):
 
 def clean(bundle: str, namespace: str, container_id: str, warn: Callable[[str], None]) -> Ended:
     """Clean up; what fails is told to `warn` and the rest done all the same."""
+    if calls := _end_calls(bundle):
+        warn(f"calls of the runtime for container {container_id!r} had outlived the shim, {calls} killed")
     try:
         invocation = invocation_of(bundle, files.read_options(bundle), m.GenericOptions(), namespace)
         log = ["--log", f"{bundle}/{files.LOG}", "--log-format", "json"]
@@ -67,3 +71,30 @@ def clean(bundle: str, namespace: str, container_id: str, warn: Callable[[str], 
     with suppress(OSError, MooredError):
         pid = files.read_pid(bundle)
     return Ended(pid, KILLED, time.time_ns())
+
+
+def _end_calls(bundle: str) -> int:
+    """Kill what the shim had called for this bundle and could not end any more; gives how many there were.
+
+    Calls are known by where they log; what runs in a container has no reason to say that, and would harm only itself.
+    """
+    mark = f"\0--log\0{bundle}/{files.LOG}\0".encode()
+    ended = 0
+    for name in os.listdir("/proc"):  # noqa: PTH208 - pathlib weighs in shims
+        with suppress(OSError):
+            if name.isdecimal() and mark in files.read_file(f"/proc/{name}/cmdline"):
+                _kill(int(name), mark)
+                ended += 1
+    return ended
+
+
+def _kill(pid: int, mark: bytes) -> None:
+    """End a process that has the mark in its command line, and wait for its end. Raises OSError."""
+    handle = os.pidfd_open(pid)
+    try:
+        # the pid may have become another process since it was found
+        if mark in files.read_file(f"/proc/{pid}/cmdline"):
+            signal.pidfd_send_signal(handle, signal.SIGKILL)
+            select.select([handle], [], [], _PATIENCE)
+    finally:
+        os.close(handle)

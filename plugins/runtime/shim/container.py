@@ -36,6 +36,7 @@ Publish = Callable[[payloads.Payload], None]
 _TO_DRAIN: Final = 10.0
 """Seconds for which a deleted process's output is still copied."""
 _KILL: Final = 9
+_ENDING: Final = (_KILL, 15)
 
 
 class Container:
@@ -87,7 +88,7 @@ class Container:
                 await self.init.streams.started()
                 self._found_init(kept)
             except BaseException:
-                await self._runtime.delete(force=True)
+                await self._runtime.discard()
                 raise
 
     def _found_init(self, kept: KeptExits) -> None:
@@ -252,13 +253,20 @@ class Container:
             await self._runtime.kill_exec(process.id, process.pid, number)
 
     async def _kill_init(self, number: int, *, everything: bool) -> None:
+        if number == 0 and self.init.status != STOPPED and self.init.pid:
+            return  # a child that was not buried; not every runtime knows this signal
         try:
             await self._runtime.kill(number, everything=everything)
         except MooredError:
-            if self.init.status != STOPPED:
+            if self.init.status == STOPPED:  # it ended meanwhile
+                if not everything:
+                    raise NotFound("process already finished") from None
+            elif self.init.status == CREATED and self.init.pid and number in _ENDING:
+                # refused by runtimes whose init is not there yet, but something waits to become it
+                with suppress(ProcessLookupError):
+                    os.kill(self.init.pid, _KILL)
+            else:
                 raise
-            if not everything:  # it ended meanwhile
-                raise NotFound("process already finished") from None
 
     async def delete(self, exec_id: str) -> Process:
         """Forget a process that ended, or that was never run, and give what was known of it."""

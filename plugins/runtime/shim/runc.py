@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from moored.kernel.errors import MooredError, NotFound, Unimplemented, Unknown
 from moored.kernel.oserrors import reason
+from moored.plugins.runtime.oci.texts import already_finished, no_such_container
 from moored.plugins.runtime.shim import bundle as files
 from moored.plugins.runtime.shim import log
 from moored.plugins.runtime.shim.loop import ExitStatus, Future, Loop
@@ -24,7 +25,6 @@ _MAX_OUTPUT: Final = 16 << 20
 _CHUNK: Final = 64 << 10
 _DEFAULTED: Final = (signal.SIGPIPE, signal.SIGXFSZ)
 """Signals that Python ignores, which a container must not inherit."""
-_GONE: Final = ("os: process already finished", "container not running", "no such process")
 
 
 class Failed(Exception):
@@ -57,7 +57,24 @@ class Runtime:
         """Make the container with its init waiting to be started; its pid is in the bundle's `init.pid`."""
         _make_root(self.invocation.root)
         args = ["--bundle", self._bundle, "--pid-file", f"{self._bundle}/{files.PID}", *_console(ends)]
-        await self._do("OCI runtime create failed", "create", *args, *self.invocation.create_flags, self._id, ends=ends)
+        args += [*self.invocation.create_flags, self._id]
+        known = self._is_known
+        try:
+            await self._do("OCI runtime create failed", "create", *args, ends=ends)
+        except MooredError:
+            if not known:  # else it failed for that, and the container is somebody else's
+                await self.discard()
+            raise
+
+    async def discard(self) -> None:
+        """Remove what a create that failed has left; runsc leaves cgroups without a record. Faults go to the log."""
+        from moored.plugins.runtime.manager.leftovers import remove_empty_cgroup
+
+        try:
+            await self.delete(force=True)
+            remove_empty_cgroup(str((files.spec_of(self._bundle).get("linux") or {}).get("cgroupsPath") or ""))
+        except (MooredError, OSError, ValueError, AttributeError) as error:
+            log.warning(f"what a failed create of {self._id!r} left is not removed: {error}")
 
     async def restore(self, ends: Ends, image: str, parent: str, work: str) -> None:
         """Make and run the container from a CRIU image."""
@@ -77,7 +94,7 @@ class Runtime:
         try:
             await self._call("delete", *(["--force"] if force else []), self._id)
         except Failed as error:
-            if self._is_known and "does not exist" not in str(error) + error.reason:
+            if self._is_known and not no_such_container(f"{error} {error.reason}"):
                 raise _worded("failed to delete task", error) from error
 
     # --- processes ------------------------------------------------------------------------------------------------
@@ -188,7 +205,12 @@ class Runtime:
     @property
     def _is_known(self) -> bool:
         """Whether the runtime keeps something of the container."""
-        return os.access(f"{self.invocation.root}/{self._id}", os.F_OK)
+        try:
+            names = os.listdir(self.invocation.root)
+        except OSError:
+            return False
+        # a folder of its name, or files of runsc
+        return any(name == self._id or name.startswith(f"{self._id}_sandbox:") for name in names)
 
     @property
     def _counts_itself(self) -> bool:
@@ -280,9 +302,9 @@ def _worded(what: str, error: Failed) -> MooredError:
 
 
 def _kill_error(text: str) -> MooredError:
-    if any(sign in text.lower() for sign in _GONE):
+    if already_finished(text):
         return NotFound("process already finished")
-    if "does not exist" in text:
+    if no_such_container(text):
         return NotFound("no such container")
     return Unknown(f"unknown error after kill: {text.strip()}")
 

@@ -113,6 +113,8 @@ async def _contained(loop: Loop, namespace: str, request: s.CreateSandboxRequest
 class SandboxService:
     """The only sandbox of a shim, if it has one.
 
+    was_shut tells whether ShutdownSandbox was called.
+
     tasks  the containers; it asks this service whether one may be made, and whether the shim goes on without any
     """
 
@@ -127,6 +129,7 @@ class SandboxService:
         self._starting = False
         self._stopping = False
         self._over: Future[ExitStatus] = loop.future()
+        self.was_shut = False
 
     def methods(self) -> Mapping[str, Method]:
         """Give the methods by name."""
@@ -226,6 +229,7 @@ class SandboxService:
             await self._stop(0)
             await self._tasks.remove_all()
             self._request = None
+        self.was_shut = True
         await self._tasks.shutdown(m.ShutdownRequest(request.sandbox_id))
         return m.Empty()
 

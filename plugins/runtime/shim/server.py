@@ -26,6 +26,8 @@ SIGNALS: Final = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 """What a shim takes."""
 _TO_SETTLE: Final = 2.0
 """Seconds for which a shim that ends waits for exits that are still to come."""
+_TO_HEAR: Final = 0.05
+"""Seconds for which a connection outlives the answer to ShutdownSandbox: clients in Go lose one that ends at once."""
 _TO_FLUSH: Final = 5.0
 """Seconds for which a shim that ends still tries to send its events."""
 
@@ -71,6 +73,8 @@ async def _serve(loop: Loop, about: Spawn, listener: socket.socket, remove_socke
         await loop.within(_TO_SETTLE, tasks.settled())
     if not await publisher.flush(_TO_FLUSH):
         log.warning("events not sent before the end of the shim")
+    if pod.was_shut:
+        await loop.sleep(_TO_HEAR)
 
 
 def _inode(path: str) -> tuple[int, int] | None:

@@ -1,6 +1,7 @@
 """A process's standard streams: what it is given as 0, 1 and 2, and how that is joined to what the client named.
 
-`open_streams` makes the process's side before the runtime is called, `started` the client's side after. Then:
+`open_streams` makes the process's side before the runtime is called and begins to open the client's, `started` joins
+them after it. Then:
 
     child 1, 2 --pipe--> copy --> client's FIFO, or a log file
     child 1, 2 --pipe--> logging program
@@ -8,16 +9,20 @@
     child 0 <--pipe----- copy <-- client's FIFO
 
 A client that does not read stops the process that writes, nothing else. Source: contracts/shim-v2.md 9.
+
+The client's end of the output is opened while the runtime works, not after it: containerd's client library gives up an
+end that its thread has not come back from opening when it learns of the exit, and what was written is lost with it. The
+sooner that thread is let go, the better for a process that ends at once.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
 from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
-from moored.kernel.errors import Unknown
+from moored.kernel.errors import MooredError, Unknown
 from moored.kernel.oserrors import about, reason
 from moored.plugins.runtime.shim import binarylog, fifos, log
 from moored.plugins.runtime.shim.console import Console, ConsoleSocket
@@ -60,6 +65,8 @@ class Streams:
         self._outputs: list[Task[None]] = []
         self._kept: list[int] = []
         self._logger: binarylog.BinaryLog | None = None
+        self._sinks: dict[int, list[int]] = {}
+        self._opening: Task[MooredError | None] | None = None
         self._closing: Task[None] | None = None
         self.child_fds: tuple[int, int, int] = (-1, -1, -1)
         self.console_socket = ""
@@ -101,6 +108,9 @@ class Streams:
             await ended(self._loop, task)
 
     async def _close(self) -> None:
+        if self._opening is not None:
+            await settle(self._loop, self._opening)
+            self._opening = None
         for task in self._inputs + self._outputs:
             await settle(self._loop, task)
         self._inputs, self._outputs = [], []  # each knows this one, and memory is to be free without a collection
@@ -109,6 +119,23 @@ class Streams:
             await self._logger.close()
 
     # --- parts that both kinds use --------------------------------------------------------------------------------
+
+    def _begin_to_open(self, outputs: Iterable[tuple[int, str]]) -> None:
+        """Open what the client reads, one after the other, as soon as it has opened it."""
+        self._opening = self._loop.spawn(self._open_all(outputs))
+
+    async def _open_all(self, outputs: Iterable[tuple[int, str]]) -> MooredError | None:
+        try:
+            for number, path in outputs:
+                self._sinks[number] = self._fds.take(await fifos.open_output(self._loop, path, TO_OPEN))
+        except MooredError as error:
+            return error
+        return None
+
+    async def _opened(self) -> None:
+        """Wait until all of that is open. Raises as `fifos.open_output`."""
+        if self._opening is not None and (error := await self._opening) is not None:
+            raise error
 
     def _copying(self, tasks: list[Task[None]], work: Coroutine[Any, Any, None], what: str, fds: list[int]) -> None:
         """Run a copy; at its end close the descriptors."""
@@ -143,7 +170,6 @@ class PipeStreams(Streams):
         """Make the process's side; the ends that it gets belong to uid and gid."""
         self._null = null = self._fds.take([os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)])[0]
         self._ours: dict[int, int] = {}
-        self._logs: dict[int, list[int]] = {}
         stdin = self._pipe(0, uid, gid) if self._stdio.stdin else null
         if self._uri.scheme in binarylog.SCHEMES:
             stdout, stderr = await self._start_logger()
@@ -151,9 +177,12 @@ class PipeStreams(Streams):
             stdout = self._pipe(1, uid, gid) if self._stdio.stdout else null
             stderr = self._pipe(2, uid, gid) if self._stdio.stderr else null
         if self._uri.scheme == "file":
-            self._logs = {
+            self._sinks = {
                 number: self._fds.take([fifos.open_log(self._uri.path)]) for number, _ in self._outputs_wanted()
             }
+        else:
+            paths = {1: self._uri.path, 2: self._stdio.stderr}
+            self._begin_to_open([(number, paths[number]) for number, _ in self._outputs_wanted()])
         self.child_fds = (stdin, stdout, stderr)
 
     def _pipe(self, number: int, uid: int, gid: int) -> int:
@@ -166,14 +195,11 @@ class PipeStreams(Streams):
         return child
 
     async def started(self) -> None:
-        """Open stdout, then stderr, then stdin, and copy."""
+        """Open stdin and copy, once stdout and stderr are open."""
         self._fds.close((*self.child_fds, self._null))
-        paths = {1: self._uri.path, 2: self._stdio.stderr}
+        await self._opened()
         for number, name in self._outputs_wanted():
-            sink = self._logs.get(number)
-            if sink is None:
-                sink = self._fds.take(await fifos.open_output(self._loop, paths[number], TO_OPEN))
-            self._copy_out(number, name, sink)
+            self._copy_out(number, name, self._sinks[number])
         if 0 in self._ours:
             source = self._open_input()
             self._copying(self._inputs, copy(self._loop, source, self._ours[0]), "stdin", [source, self._ours[0]])
@@ -197,9 +223,11 @@ class TerminalStreams(Streams):
         self._socket = ConsoleSocket(self._loop)
         self.console_socket = self._socket.path
         self._console: Console | None = None
+        if self._uri.scheme == "fifo":
+            self._begin_to_open([(1, self._uri.path or "/dev/null")])
 
     async def started(self) -> None:
-        """Take the terminal, open stdin, then stdout, and copy."""
+        """Take the terminal, open stdin, and copy, once stdout is open."""
         self._fds.close(self.child_fds)
         console = self._console = await self._socket.receive()
         self._socket.close()
@@ -217,7 +245,8 @@ class TerminalStreams(Streams):
             return [to_stdout]
         if self._uri.scheme == "file":
             return self._fds.take([fifos.open_log(self._uri.path)])
-        return self._fds.take(await fifos.open_output(self._loop, self._uri.path or "/dev/null", TO_OPEN))
+        await self._opened()
+        return self._sinks[1]
 
     async def _copy_in(self, console: Console, source: int) -> None:
         """Copy to the terminal; its end hangs up, as containerd's shim does."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import subprocess
+import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,6 +14,8 @@ from typing import Any
 import aiohttp
 import grpc
 import grpc.aio
+import pytest
+import structlog
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from harness import (
@@ -22,10 +27,13 @@ from harness import (
     plug,
     version,
 )
+from moored.kernel.errors import AlreadyExists
 from moored.kernel.plugin import Skip
 from moored.kernel.ports.daemon import (
     Outcome,
 )
+from moored.plugins.metrics.calls.observer import CallCounts
+from moored.plugins.metrics.prometheus.exporter import PrometheusExporter
 
 METRICS_SERVER = "io.containerd.server.v1.metrics"
 EXPORTER = "io.moored.metrics-exporter.v1.prometheus"
@@ -100,6 +108,40 @@ async def test_metrics_speak_openmetrics_to_those_who_ask(tmp_path: Path) -> Non
         kind, text = await scraped(f"{url}/v1/metrics", "application/openmetrics-text; version=1.0.0")
     assert kind == "application/openmetrics-text"
     assert text.endswith("# EOF\n")
+
+
+def test_library_comes_in_when_somebody_looks() -> None:
+    script = """
+import sys, structlog
+from moored.plugins.metrics.calls.observer import CallCounts
+from moored.plugins.metrics.prometheus.exporter import DaemonMetrics, PrometheusExporter
+
+exporter = PrometheusExporter(structlog.get_logger())
+counts = CallCounts(histogram=True)
+exporter.register(counts)
+exporter.register(DaemonMetrics("1", "r", ()))
+counts.started("unary", "s", "m")
+assert "prometheus_client" not in sys.modules
+assert b'grpc_server_started_total{grpc_method="m",grpc_service="s",grpc_type="unary"} 1.0' in exporter.render()[1]
+"""
+    paths = str(Path(__file__).resolve().parents[3] / "contrib" / "dev")
+    done = subprocess.run([sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": paths}, check=False)
+    assert done.returncode == 0
+
+
+def test_names_that_are_taken_leave_only_the_later_collector_out() -> None:
+    exporter = PrometheusExporter(structlog.get_logger())
+    first, second, third = (CallCounts(histogram=False) for _ in range(3))
+    exporter.register(first)
+    exporter.register(second)
+    first.started("unary", "s", "m")
+
+    assert b'grpc_service="s"' in exporter.render()[1]
+    with pytest.raises(AlreadyExists, match="are taken"):
+        exporter.register(third)
+    exporter.unregister(second)
+    exporter.unregister(first)
+    exporter.register(third)
 
 
 @on_loop

@@ -147,6 +147,17 @@ def test_client_that_opens_late_is_waited_for(loop: Loop, fifos: Stdio) -> None:
     assert run(loop, main()) == b"out\n"
 
 
+def test_client_is_let_go_while_the_runtime_still_works(loop: Loop, fifos: Stdio) -> None:
+    async def main() -> None:
+        streams = await opened(loop, outputs(fifos))
+        readers = [spawn(loop, ["sh", "-c", ": < $0", path], (0, 1, 2)) for path in (fifos.stdout, fifos.stderr)]
+        for over in readers:  # they come back from opening without `started`
+            assert await over == 0
+        await streams.close()
+
+    run(loop, main())
+
+
 def test_client_that_never_opens_is_an_error_in_the_end(
     loop: Loop, fifos: Stdio, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,1 @@
+"""Sandboxes: their store, and controllers of this daemon's own."""

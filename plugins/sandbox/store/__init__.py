@@ -1,0 +1,1 @@
+"""The sandbox store as a plugin."""
