@@ -7,7 +7,8 @@ from typing import Any
 
 from moored.kernel.errors import MooredError, Unimplemented
 from moored.kernel.ports.containers import TypedBytes
-from moored.kernel.ports.shims import RuntimeInfo, Shims
+from moored.kernel.ports.shims import Shims
+from moored.kernel.ports.tasks import RuntimeInfo
 from moored.plugins.runtime.manager.bundle import spec_of
 
 

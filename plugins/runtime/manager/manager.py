@@ -15,8 +15,8 @@ from moored.kernel.errors import MooredError, NotFound, Unknown
 from moored.kernel.namespaces import bind, current_namespace
 from moored.kernel.ports.containers import ContainerStore, TypedBytes
 from moored.kernel.ports.sandboxes import SandboxStore
-from moored.kernel.ports.shims import Endpoint, RuntimeInfo
-from moored.kernel.ports.tasks import SandboxEndpoint
+from moored.kernel.ports.shims import Endpoint
+from moored.kernel.ports.tasks import RuntimeInfo, SandboxEndpoint
 from moored.plugins.runtime.manager import bundle as files
 from moored.plugins.runtime.manager.binary import Forms, find
 from moored.plugins.runtime.manager.bootstrap import Daemon, old_parameters, sandbox_endpoint

@@ -22,8 +22,8 @@ from moored.kernel.payloads import TaskDelete, TaskExit
 from moored.kernel.plugin import HookRegistrar
 from moored.kernel.ports.containers import TypedBytes
 from moored.kernel.ports.events import Exchange, Fields
-from moored.kernel.ports.shims import Endpoint, RuntimeInfo
-from moored.kernel.ports.tasks import Exit, NewTask, Status, Task
+from moored.kernel.ports.shims import Endpoint
+from moored.kernel.ports.tasks import Exit, NewTask, RuntimeInfo, Status, Task
 from moored.kernel.turns import Turns
 from moored.kernel.workers import to_the_end
 from moored.plugins.runtime.manager import bundle as files
