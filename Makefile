@@ -1,16 +1,20 @@
-# `make run` starts a daemon on private paths, `make test` runs the tests, `make check` the linters and the contract.
+# `make demo` shows a container at work, `make run` starts a daemon on private paths, `make test` runs the tests,
+# `make check` the linters and the contract.
 
 PYTHON ?= python3
 VENV ?= .venv
 RUN ?= .run
 BIN := $(VENV)/bin
 
-.PHONY: run test check stubs bench clean
+.PHONY: demo run test check stubs bench clean
 
 $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@
+
+demo: $(VENV)/.ready
+	@BIN=$(BIN) contrib/demo/run
 
 run: $(VENV)/.ready
 	@mkdir -p $(RUN)
