@@ -106,6 +106,7 @@ class Requester:
             headers={"User-Agent": self.settings.user_agent},
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
+            read_bufsize=256 * 1024,
             max_line_size=16 * 1024,
             max_field_size=16 * 1024,
             max_headers=256,

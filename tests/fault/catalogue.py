@@ -1,7 +1,7 @@
-"""Which tests hold which row of the catalogue of hostile inputs and storage faults (1 to 85 and 119 to 132).
+"""Which tests hold which row of the catalogue of hostile inputs and storage faults (1 to 85, 101 to 106, 119 to 132).
 
 A test is named by file, function and, if need be, the end of its parameters' id; rows that several layers answer name
-a test of each. Rows 86 to 118 (config, shims, registries) are kept by the tests of those parts.
+a test of each. Rows 86 to 100 and 107 to 118 (config, registries) are kept by the tests of those parts.
 """
 
 from __future__ import annotations
@@ -22,6 +22,10 @@ DISKS = "fault/test_daemon_disks.py"
 STORES = "fault/test_daemon_stores.py"
 DAMAGED = f"{STORES}::test_daemon_does_not_start_on_damaged_metadata_and_touches_nothing"
 APPLY = "unit/diff/test_apply.py"
+OVER_SHIMS = "integration/test_runtime_over_shims.py"
+FAKE_SHIMS = "integration/test_fake_shims.py"
+RECOVERY = "fault/test_recovery.py"
+RUNTIMES = "fault/test_runtimes.py"
 
 
 def both(*rows: str, refused: bool = False) -> tuple[str, ...]:
@@ -197,6 +201,33 @@ ROWS: Final[Mapping[int, tuple[str, ...]]] = {
         f"{CALLS}::test_85_blob_with_other_bytes_is_found_before_it_is_unpacked",
         f"{LAYERS}::test_blob_with_other_bytes_than_its_digest_is_found",
         "unit/content/test_layout.py::test_changed_byte_is_found_by_verify",
+    ),
+    101: (
+        f"{OVER_SHIMS}::test_killed_shim_ends_its_task_with_events",
+        f"{RECOVERY}::test_wait_on_a_shim_that_dies_fails_as_containerds_does_and_its_task_goes",
+        f"{RUNTIMES}::test_shim_killed_in_the_middle_of_a_call_leaves_no_call_behind",
+    ),
+    102: (
+        f"{OVER_SHIMS}::test_stopped_shim_is_unknown_and_kept",
+        f"{FAKE_SHIMS}::test_silent_shim_is_named_and_kept",
+    ),
+    103: (
+        f"{RECOVERY}::test_hung_shim_is_unknown_over_restarts_and_serves_again_once_it_goes_on",
+        f"{FAKE_SHIMS}::test_many_silent_shims_do_not_hold_up_the_start",
+    ),
+    104: (
+        f"{FAKE_SHIMS}::test_shim_that_speaks_garbage_fails_the_create",
+        "integration/test_ttrpc_bounds.py",
+        "property/test_ttrpc_frames.py",
+    ),
+    105: (
+        f"{FAKE_SHIMS}::test_bad_start_fails_the_create_and_leaves_nothing",
+        f"{FAKE_SHIMS}::test_start_that_hangs_is_ended",
+    ),
+    106: (
+        "fault/test_shims.py::test_manager_killed_at_any_step_leaves_nothing",
+        "fault/test_shims.py::test_start_that_outlives_the_manager_is_ended_by_the_next_one",
+        f"{RECOVERY}::test_daemon_killed_at_any_moment_of_much_work_leaves_nothing_half_done",
     ),
     119: (
         f"{DISKS}::test_full_disk_serves_reads_and_deletes_and_goes_on_once_there_is_room",
