@@ -31,10 +31,12 @@ check: $(VENV)/.ready
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python contrib/dev/protogen.py --check
+	$(BIN)/python contrib/dev/syncgen.py --check
 	$(BIN)/python contrib/dev/contract.py
 
 stubs: $(VENV)/.ready
 	$(BIN)/python contrib/dev/protogen.py
+	$(BIN)/python contrib/dev/syncgen.py
 
 bench: $(VENV)/.ready
 	$(BIN)/python -m contrib.bench
