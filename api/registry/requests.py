@@ -206,7 +206,7 @@ class Requester:
         try:
             return await self._follow(call, read_address(url), sent, host)
         except _NotTls:
-            if not host.fall_back or host.address in self._plain:
+            if not host.fall_back or "://" in path or not base.startswith("https:"):
                 raise Unavailable(f"{host.address} does not speak TLS") from None
             self._plain.add(host.address)
             return await self._once(call, host, path, sent)

@@ -85,6 +85,14 @@ async def test_a_local_registry_without_tls_is_found_to_have_none(plain: DockerR
 
 
 @on_loop
+async def test_requests_side_by_side_all_find_that_there_is_no_tls(plain: DockerRegistry) -> None:
+    image = await moved(f"{plain.address}/beside:one", plain.host())
+    async with client(f"{plain.address}/beside:one", *hosts_of(plain.address)) as registry:
+        found = await asyncio.gather(*(registry.exists(image.layer_entry) for _ in range(8)))
+    assert found == [True] * 8
+
+
+@on_loop
 async def test_a_digest_names_manifests_and_blobs(plain: DockerRegistry) -> None:
     image = await moved(f"{plain.address}/digest:one", plain.host())
     async with client(f"{plain.address}/digest@{image.entry.digest}", plain.host()) as registry:
