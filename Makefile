@@ -6,7 +6,7 @@ VENV ?= .venv
 RUN ?= .run
 BIN := $(VENV)/bin
 
-.PHONY: demo run test check stubs bench clean
+.PHONY: demo run test check stubs docs bench clean
 
 $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -31,12 +31,16 @@ check: $(VENV)/.ready
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python contrib/dev/protogen.py --check
+	$(BIN)/python contrib/dev/configdoc.py --check
 	$(BIN)/python contrib/dev/syncgen.py --check
 	$(BIN)/python contrib/dev/contract.py
 
 stubs: $(VENV)/.ready
 	$(BIN)/python contrib/dev/protogen.py
 	$(BIN)/python contrib/dev/syncgen.py
+
+docs: $(VENV)/.ready
+	$(BIN)/python contrib/dev/configdoc.py
 
 bench: $(VENV)/.ready
 	$(BIN)/python -m contrib.bench
