@@ -126,7 +126,7 @@ class Container:
             Mount(type=one.type, source=one.source, target=one.target, options=one.options)
             for one in self._request.rootfs
         ]
-        if not mounts:
+        if not mounts or files.has(self.bundle, files.MOUNTED):
             return
         try:
             with suppress(FileExistsError):
@@ -137,7 +137,7 @@ class Container:
 
     async def _unmount(self, when: str) -> str:
         """Unmount the rootfs and give the reason if that is not possible."""
-        if not self._request.rootfs:
+        if not self._request.rootfs or files.has(self.bundle, files.MOUNTED):
             return ""
         try:
             await self._loop.apart(lambda: unmount_all(Path(self._rootfs)))
@@ -216,6 +216,8 @@ class Container:
         try:
             ended = await self._run_exec(process)
         except BaseException:
+            if process.streams is not None:  # clients read them to their end before they delete the process
+                await process.streams.close()
             self._exec_over()
             process.over.set_result(None)
             raise
