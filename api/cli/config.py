@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from moored.api.cli import records
+from moored.api.cli import output, records
 from moored.api.cli.settings import Settings, global_options, pass_settings
 
 
@@ -42,10 +42,9 @@ Examples:
 def dump(settings: Settings, origin: bool) -> None:
     """Print the whole configuration that the daemon runs with, as TOML."""
     found = _effective(settings)
-    from moored.api.cli import render
 
     if settings.json:
-        render.write_json(
+        output.write_json(
             {
                 "files": list(found.files),
                 "drifted": found.drifted,
@@ -55,7 +54,7 @@ def dump(settings: Settings, origin: bool) -> None:
             }
         )
         return
-    render.write(origins(found.values) if origin else found.toml.rstrip("\n") + "\n")
+    output.write(origins(found.values) if origin else found.toml.rstrip("\n") + "\n")
     if found.drifted:
         click.echo("files changed since the daemon read them, see moorctl config drift", err=True)
 
@@ -83,10 +82,9 @@ def check(ctx: click.Context, settings: Settings) -> None:
 
     with connect(settings) as daemon:
         found = daemon.check()
-    from moored.api.cli import render
 
     if settings.json:
-        render.write_json(
+        output.write_json(
             {
                 "ok": found.ok,
                 "problems": [
@@ -97,7 +95,7 @@ def check(ctx: click.Context, settings: Settings) -> None:
             }
         )
     else:
-        render.write(checked(found))
+        output.write(checked(found))
         click.echo(verdict(found), err=True)
     if not found.ok:
         ctx.exit(1)
@@ -117,12 +115,11 @@ Examples:
 def drift(settings: Settings) -> None:
     """Tell which files changed since the daemon read them."""
     found = _effective(settings)
-    from moored.api.cli import render
 
     if settings.json:
-        render.write_json({"drifted": found.drifted, "drift": list(found.drift), "files": list(found.files)})
+        output.write_json({"drifted": found.drifted, "drift": list(found.drift), "files": list(found.files)})
         return
-    render.write("".join(f"{render.printable(row)}\n" for row in found.drift))
+    output.write("".join(f"{output.printable(row)}\n" for row in found.drift))
     if not found.drifted:
         click.echo(f"no drift, {_number(len(found.files), 'file')} as read", err=True)
     else:
@@ -173,7 +170,7 @@ def checked(check: records.Check) -> str:
 
     A change without a plugin concerns the daemon itself.
     """
-    from moored.api.cli.render import printable
+    from moored.api.cli.output import printable
 
     lines: list[str] = []
     for problem in check.problems:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from moored.api.cli import records
+from moored.api.cli import output, records
 from moored.api.cli.settings import Settings, global_options, pass_settings
 
 
@@ -51,15 +51,15 @@ def ls(settings: Settings, statuses: tuple[str, ...], types: tuple[str, ...], ve
     from moored.api.cli import render, why
 
     if settings.json:
-        render.write_json(
+        output.write_json(
             {"plugins": [plugin.document() for plugin in found], "counts": records.counts(found)},
         )
         return
     screen = render.output(settings)
     if verbose:
-        render.write("\n".join(screen.text(*why.description(plugin)) for plugin in found))
+        output.write("\n".join(screen.text(*why.description(plugin)) for plugin in found))
     elif found:
-        render.write(screen.text(render.listing(found, screen.width)))
+        output.write(screen.text(render.listing(found, screen.width)))
     click.echo(render.summary(records.counts(found)), err=True)
 
 
@@ -90,9 +90,9 @@ def why(settings: Settings, name: str) -> None:
 
     explanation = reasons.explain(records.find(found, name), found)
     if settings.json:
-        render.write_json(explanation.document())
+        output.write_json(explanation.document())
     else:
-        render.write(render.output(settings).text(*reasons.shown(explanation)))
+        output.write(render.output(settings).text(*reasons.shown(explanation)))
 
 
 @plugins.command(
@@ -126,14 +126,14 @@ def graph(settings: Settings, name: str | None, form: str) -> None:
     whole = drawing.build(found)
     shown = whole if focus is None else whole.around(focus)
     if settings.json:
-        render.write_json(shown.document())
+        output.write_json(shown.document())
     elif form == "mermaid":
-        render.write(drawing.mermaid(shown, focus))
+        output.write(drawing.mermaid(shown, focus))
     elif form == "dot":
-        render.write(drawing.dot(shown, focus))
+        output.write(drawing.dot(shown, focus))
     else:
         text = render.output(settings).text(*drawing.tree(shown, focus))
-        render.write(text)
+        output.write(text)
         if marks := drawing.legend(text):
             click.echo(marks, err=True)
 

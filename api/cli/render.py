@@ -1,15 +1,14 @@
-"""The form of output: text fitted to the terminal or, anywhere else, one line a row in full; JSON; closed pipes."""
+"""The form of output: text fitted to the terminal or, anywhere else, one line a row in full."""
 
 from __future__ import annotations
 
 import io
-import json
 import os
 import shutil
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TextIO
+from typing import TextIO
 
 from rich.cells import cell_len
 from rich.console import Console, RenderableType
@@ -18,9 +17,9 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
+from moored.api.cli.output import printable
 from moored.api.cli.records import MISSING, Plugin
 from moored.api.cli.settings import Settings
-from moored.kernel.errors import Unknown
 
 UNBOUNDED = 1 << 16
 """Columns of output that is not for a terminal."""
@@ -101,36 +100,9 @@ def output(settings: Settings) -> Screen:
     return screen(sys.stdout, no_color=settings.no_color)
 
 
-def write(text: str) -> None:
-    """Print to standard output. That nobody reads any more is no error, any other failure is Unknown."""
-    stream = sys.stdout
-    if stream is None:
-        return
-    encoding = stream.encoding or "utf-8"
-    try:
-        stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
-        stream.flush()
-    except BrokenPipeError:
-        # What is left in the buffer would fail again when the interpreter flushes it at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-    except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-        raise Unknown(f"cannot write the output: {error.strerror}") from error
-
-
-def write_json(document: Any) -> None:
-    """Print one JSON document, keys in the order given."""
-    write(json.dumps(document, indent=2) + "\n")
-
-
 def line(text: str, style: str = "") -> Text:
     """Foreign text as one line: line ends become blanks, what terminals would obey is escaped."""
     return Text(printable(" ".join(text.splitlines())), style=style)
-
-
-def printable(text: str) -> str:
-    """The text with every control or otherwise invisible character escaped as in Python."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text.expandtabs(8))
 
 
 def status(word: str) -> Text:

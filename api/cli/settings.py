@@ -1,4 +1,4 @@
-"""What every command takes: the daemon's address, a time limit and the form of the output; free of slow imports."""
+"""What every command takes: the daemon's address, the namespace, a time limit, the form of output; no slow imports."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from click.core import ParameterSource
 DEFAULT_ADDRESS = "/run/moored/moored.sock"
 ADDRESS_VARIABLES = ("MOORED_ADDRESS", "CONTAINERD_ADDRESS")
 DEFAULT_TIMEOUT = 10.0
+DEFAULT_NAMESPACE = "default"
+NAMESPACE_VARIABLE = "CONTAINERD_NAMESPACE"
 MAX_PATH = 107
 """Bytes; sun_path of unix(7) without its end."""
 
@@ -24,13 +26,14 @@ F = TypeVar("F", bound=Callable[..., Any])
 class Settings:
     """The global options of one invocation.
 
-    address is the absolute path of a unix socket; timeout is seconds for each call to the daemon.
+    address is the absolute path of a unix socket; timeout is seconds for each call to the daemon that should be quick.
     """
 
     address: str = DEFAULT_ADDRESS
     timeout: float = DEFAULT_TIMEOUT
     json: bool = False
     no_color: bool = False
+    namespace: str = DEFAULT_NAMESPACE
 
 
 pass_settings = click.make_pass_decorator(Settings, ensure=True)
@@ -75,9 +78,14 @@ def _keep(convert: Callable[[Any], Any]) -> Callable[[click.Context, click.Param
     return keep
 
 
-def global_options(command: F) -> F:
-    """Give a command or group the global options; they may stand before or after its name, the last one given wins."""
-    for option in (
+def _namespace(text: str) -> str:
+    if not text:
+        raise ValueError("namespace must not be empty")
+    return text
+
+
+def _options(address: tuple[str, ...], namespace: tuple[str, ...]) -> Callable[[F], F]:
+    made = (
         click.option(
             "--no-color",
             is_flag=True,
@@ -85,7 +93,7 @@ def global_options(command: F) -> F:
             expose_value=False,
             help="Never colour; NO_COLOR does the same.",
         ),
-        click.option("--json", is_flag=True, callback=_keep(bool), expose_value=False, help="Print one JSON document."),
+        click.option("--json", is_flag=True, callback=_keep(bool), expose_value=False, help="Print JSON."),
         click.option(
             "--timeout",
             metavar="SECONDS",
@@ -96,8 +104,17 @@ def global_options(command: F) -> F:
             help="Seconds that the daemon gets for an answer.",
         ),
         click.option(
-            "--address",
-            "-a",
+            *namespace,
+            metavar="NAME",
+            envvar=NAMESPACE_VARIABLE,
+            default=DEFAULT_NAMESPACE,
+            show_default=True,
+            callback=_keep(_namespace),
+            expose_value=False,
+            help=f"Whose containers and images; {NAMESPACE_VARIABLE} sets it too.",
+        ),
+        click.option(
+            *address,
             metavar="PATH",
             envvar=ADDRESS_VARIABLES,
             default=DEFAULT_ADDRESS,
@@ -106,6 +123,26 @@ def global_options(command: F) -> F:
             expose_value=False,
             help=f"Unix socket of the daemon; {' or '.join(ADDRESS_VARIABLES)} sets it too.",
         ),
-    ):
-        command = option(command)
-    return command
+    )
+
+    def add(command: F) -> F:
+        for option in made:
+            command = option(command)
+        return command
+
+    return add
+
+
+def global_options(command: F) -> F:
+    """Give a command or group the global options; they may stand before or after its name, the last one given wins."""
+    return _options(("--address", "-a"), ("--namespace", "-n"))(command)
+
+
+def global_options_without_a(command: F) -> F:
+    """Give them to a command that has a `-a` of its own."""
+    return _options(("--address",), ("--namespace", "-n"))(command)
+
+
+def long_global_options(command: F) -> F:
+    """Give them to a command that has a `-a` and a `-n` of its own, or passes unknown words on."""
+    return _options(("--address",), ("--namespace",))(command)

@@ -12,8 +12,9 @@ from rich.text import Text
 from rich.tree import Tree
 
 from moored.api.cli.graph import SHARED, missing
+from moored.api.cli.output import printable
 from moored.api.cli.records import MISSING, Plugin
-from moored.api.cli.render import duration, facts, line, printable, status
+from moored.api.cli.render import duration, facts, line, status
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,1 @@
+"""Networks of containers: namespaces of their own, joined to networks by CNI plugins that moorctl itself runs."""
