@@ -1,8 +1,7 @@
 """How a worker process runs: it reads its task, locks itself in, works, reports and ends.
 
-Task on descriptor 0, report on the one that its first argument names; the second argument is the daemon's process id.
-All modules are imported before the root changes: afterwards nothing is ever loaded, since the files around it are a
-stranger's.
+Its task comes on descriptor 0. All modules are imported before the root changes: afterwards nothing is ever loaded,
+since the files around it are a stranger's.
 """
 
 from __future__ import annotations
@@ -22,18 +21,16 @@ from moored.plugins.diff.syscalls import Syscalls
 Work = Callable[[dict[str, Any], Syscalls], dict[str, Any]]
 
 
-def serve(work: Work) -> None:
-    """Do one piece of work. The exit status is 0 whenever a report was sent, and where nobody is left to get it."""
-    report = int(sys.argv[1])
+def serve(work: Work, report: int, daemon: int, syscalls: Syscalls) -> None:
+    """Do one piece of work for the process `daemon`, and report it on a descriptor, if anybody is left to get it."""
     try:
         os.umask(0)
         most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        syscalls = Syscalls()
         # A daemon that is killed and started again finds nobody who still writes.
         syscalls.end_with_parent()
-        if os.getppid() != int(sys.argv[2]):
+        if os.getppid() != daemon:
             # It ended before the line above.
             return
         syscalls.forbid_new_privileges()
@@ -51,7 +48,8 @@ def serve(work: Work) -> None:
 def _tell(error: Exception) -> None:
     """Say on stderr what went wrong and where, without source lines: those would be read from a stranger's files."""
     frames = [f"{frame.f_code.co_filename}:{line}" for frame, line in traceback.walk_tb(error.__traceback__)]
-    print(f"{type(error).__name__}: {error!s:.2000} at {' > '.join(frames)}", file=sys.stderr)  # noqa: T201 - its log
+    text = f"{type(error).__name__}: {error!s:.2000} at {' > '.join(frames)}"
+    print(text, file=sys.stderr, flush=True)  # noqa: T201 - its log
 
 
 def open_root(path: str) -> int:

@@ -17,7 +17,7 @@ from moored.kernel.ports.diff import DIFFER, Budget, Differ
 from moored.kernel.ports.mounts import MOUNT_MANAGER
 from moored.kernel.ports.objects import METADATA
 from moored.plugins.diff.walking import WalkingDiffer
-from moored.plugins.diff.worker import MAX_PROCESSES, STALL_SECONDS, Crew
+from moored.plugins.diff.worker import LINGER_SECONDS, MAX_PROCESSES, STALL_SECONDS, Crew
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,15 +44,17 @@ async def open_(ctx: InitContext[Config]) -> AsyncGenerator[Differ]:
     folder = ctx.state / "tmpmounts"
     await asyncio.to_thread(_cleared, folder)
     manager = next(iter(ctx.all(MOUNT_MANAGER).values()), None)
-    yield WalkingDiffer(
-        ctx.one(METADATA).content,
-        ctx.log,
-        budget=budget,
-        processors=ctx.daemon.stream_processors(),
-        mounted=partial(mounted, folder=folder),
-        activated=manager.activated if manager is not None else nullcontext,
-        crew=Crew(ctx.config.max_processes, max(ctx.config.stall_timeout, 0.0) or None, ctx.log),
-    )
+    stall = max(ctx.config.stall_timeout, 0.0) or None
+    async with Crew(ctx.config.max_processes, stall, ctx.log, linger=LINGER_SECONDS) as crew:
+        yield WalkingDiffer(
+            ctx.one(METADATA).content,
+            ctx.log,
+            budget=budget,
+            processors=ctx.daemon.stream_processors(),
+            mounted=partial(mounted, folder=folder),
+            activated=manager.activated if manager is not None else nullcontext,
+            crew=crew,
+        )
 
 
 def _cleared(folder: Path) -> None:

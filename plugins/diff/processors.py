@@ -15,6 +15,7 @@ from typing import IO, Final
 from moored.kernel.errors import Unknown
 from moored.kernel.ports.daemon import StreamProcessor
 from moored.kernel.ports.diff import Encoding, encoding
+from moored.plugins.diff.exits import exit_of
 from moored.plugins.diff.worker import settled
 
 MEDIA_TYPE_VARIABLE: Final = "STREAM_PROCESSOR_MEDIATYPE"
@@ -75,7 +76,7 @@ class _Program:
             finally:
                 os.close(write)
         self._id = processor.id
-        self._exit = _exit_of(self.pid)
+        self._exit = exit_of(self.pid)
 
     def give_out(self) -> int:
         """The output, from now on the caller's to close."""
@@ -100,21 +101,6 @@ class _Program:
             await settled(self._exit)
         finally:
             self._stderr.close()
-
-
-def _exit_of(pid: int) -> asyncio.Future[int]:
-    """The wait status of a child, once it has ended."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[int] = loop.create_future()
-    pidfd = os.pidfd_open(pid)
-
-    def ended() -> None:
-        loop.remove_reader(pidfd)
-        os.close(pidfd)
-        future.set_result(os.waitpid(pid, 0)[1])
-
-    loop.add_reader(pidfd, ended)
-    return future
 
 
 def _ending(status: int) -> str:

@@ -1,4 +1,4 @@
-"""Starts worker processes: each has a pipe into it, may have one out of it, and sends one report.
+"""Runs worker processes: each has a pipe into it, may have one out of it, and sends one report.
 
 A *crew* runs so many of them side by side and gives up one that makes no progress. A process that cannot even be killed
 (its disk hangs) is left behind and keeps its place until it is gone.
@@ -10,18 +10,20 @@ import asyncio
 import fcntl
 import os
 import select
-import sys
+import signal
 import time
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 import structlog
 from structlog.typing import FilteringBoundLogger
 
 from moored.kernel.errors import DeadlineExceeded, Internal, Unavailable
+from moored.plugins.diff.exits import exit_of
+from moored.plugins.diff.launcher import Zygote
 from moored.plugins.diff.reports import MAX_REPORT, packed, raise_fault, unpacked
 
 R = TypeVar("R")
@@ -30,6 +32,8 @@ PIPE_BYTES: Final = 1 << 20
 MAX_STDERR: Final = 1 << 16
 MAX_PROCESSES: Final = 8
 STALL_SECONDS: Final = 600.0
+LINGER_SECONDS: Final = 60.0
+"""How long a daemon keeps what forks its processes for the next one."""
 REAP_SECONDS: Final = 5.0
 """How long a killed process is waited for before it is left behind."""
 _LOOK_MS: Final = 500
@@ -54,21 +58,26 @@ class Worker:
     Both are for blocking calls in `run`, which ends them by killing the process when it is cancelled.
     """
 
-    def __init__(
-        self, process: asyncio.subprocess.Process, into: int, out: int, report: asyncio.Task[bytes], stall: float | None
-    ) -> None:
-        self._process = process
-        self._into = into
-        self._out = out
-        self._report = report
+    def __init__(self, pid: int, pipes: _Pipes, threads: ThreadPoolExecutor, stall: float | None) -> None:
+        self.pid = pid
+        self._exit = exit_of(pid)
+        self._into = pipes.into
+        self._out = pipes.out
+        self._said = pipes.said
+        self._report = _all_of(pipes.report)
         self._stall = stall
         self._killed = False
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="layer")
+        self._threads = threads
 
-    @property
-    def pid(self) -> int:
-        """The process's id."""
-        return self._process.pid
+    async def give(self, task: dict[str, Any]) -> None:
+        """Write the task, the first of its input."""
+        left = memoryview(packed(task))
+        # where it stopped reading its report tells why
+        with suppress(BrokenPipeError):
+            # the pipe is empty: a thread is not worth it, but for a task that is longer than that
+            left = left[os.write(self._into, left) :]
+            if left:
+                await self.run(self.write, left)
 
     def write(self, data: bytes | memoryview) -> None:
         """Write all to the process, blocking.
@@ -107,8 +116,8 @@ class Worker:
             self._into = -1
 
     async def run(self, call: Callable[..., R], *arguments: Any) -> R:
-        """Run blocking calls, one after the other, in the worker's own thread. Cancelled, it kills the process."""
-        future = asyncio.get_running_loop().run_in_executor(self._thread, call, *arguments)
+        """Run blocking calls, one after the other, in a thread. Cancelled, it kills the process."""
+        future = asyncio.get_running_loop().run_in_executor(self._threads, call, *arguments)
         try:
             return await asyncio.shield(future)
         except asyncio.CancelledError:
@@ -119,29 +128,29 @@ class Worker:
     def kill(self) -> None:
         """End the process at once."""
         self._killed = True
-        if self._process.returncode is None:
-            self._process.kill()
+        # only once it is waited for can its id be another's
+        if not self._exit.done():
+            os.kill(self.pid, signal.SIGKILL)
 
     async def result(self) -> dict[str, Any]:
         """The report, once the process has ended.
 
         Raises the error that it tells of, Internal if there is none, DeadlineExceeded when it takes too long.
         """
-        assert self._process.stderr is not None
         try:
             async with asyncio.timeout(self._stall):
                 data = await asyncio.shield(self._report)
-                said = await self._process.stderr.read(MAX_STDERR)
-                status = await self._process.wait()
+                status = os.waitstatus_to_exitcode(await asyncio.shield(self._exit))
         except TimeoutError:
             raise DeadlineExceeded(f"the worker process did not end within {self._stall:g}s") from None
+        said = os.read(self._said, MAX_STDERR).decode(errors="replace")
         if not data:
-            raise Internal(f"a worker process ended with status {status} and said {said.decode(errors='replace')!r}")
+            raise Internal(f"a worker process ended with status {status} and said {said!r}")
         found = unpacked(data)
         try:
             raise_fault(found)
         except Internal as error:
-            error.add_note(said.decode(errors="replace"))
+            error.add_note(said)
             raise
         return found
 
@@ -159,18 +168,13 @@ class Worker:
             if self._out >= 0:
                 os.close(self._out)
                 self._out = -1
-            # every call has been waited for
-            self._thread.shutdown()
             if not ending.done():
                 left_behind(ending)
 
     async def _end(self) -> None:
-        await self._process.wait()
+        await self._exit
         await asyncio.wait([self._report])
-        # the transport of stderr is closed by its end
-        assert self._process.stderr is not None
-        while await self._process.stderr.read(MAX_STDERR):
-            pass
+        os.close(self._said)
 
 
 class Crew:
@@ -178,6 +182,8 @@ class Crew:
 
     stall   seconds without progress after which a process is given up: while it takes or gives no data, and from the
             end of its input to its own; None for any
+    linger  seconds that what forks the processes is kept for the next one, until the crew is closed; 0: it ends with
+            the last one that runs, and there is nothing to close
     """
 
     def __init__(
@@ -185,30 +191,67 @@ class Crew:
         most: int = MAX_PROCESSES,
         stall: float | None = STALL_SECONDS,
         log: FilteringBoundLogger | None = None,
+        *,
+        linger: float = 0.0,
     ) -> None:
         self._most = most
         self.stall = stall
         self._log = log or structlog.get_logger()
         self._places = asyncio.Semaphore(most)
         self._left_behind: set[asyncio.Future[None]] = set()
+        self._linger = linger
+        self._users = 0
+        self._threads: ThreadPoolExecutor | None = None
+        self.zygote = Zygote(linger or LINGER_SECONDS)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await settled(asyncio.ensure_future(self._release()))
 
     @asynccontextmanager
     async def worker(self, module: str, task: dict[str, Any], *, output: bool = False) -> AsyncGenerator[Worker]:
-        """Start `python -m MODULE` with a task; it is gone, whatever happens, when the block is left.
+        """Start a process for a module's work; it is gone, whatever happens, when the block is left.
 
-        Raises Unavailable where every place is held by a process that cannot be killed, Internal where none starts.
+        Raises Unavailable where every place is held by a process that cannot be killed; Internal, Unavailable or
+        DeadlineExceeded where none starts.
         """
         if len(self._left_behind) >= self._most:
             raise Unavailable(f"{self._most} worker processes hang and cannot be killed, no further one is started")
-        async with AsyncExitStack() as stack:
+        async with self._equipped() as threads, AsyncExitStack() as stack:
             await self._places.acquire()
             stack.callback(self._places.release)
-            one = await _started(module, output, self.stall)
+            starting = asyncio.ensure_future(_started(self.zygote, module, output, threads, self.stall))
             try:
-                await one.run(_send_task, one, task)
+                await settled(starting)
+                one = starting.result()
+                await one.give(task)
                 yield one
             finally:
-                await one.close(partial(self._leave_behind, one, stack))
+                if starting.exception() is None:
+                    one = starting.result()
+                    await one.close(partial(self._leave_behind, one, stack))
+
+    @asynccontextmanager
+    async def _equipped(self) -> AsyncGenerator[ThreadPoolExecutor]:
+        """Keep the zygote, and threads for as many processes as there are places."""
+        self._users += 1
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(self._most, thread_name_prefix="layer")
+        try:
+            yield self._threads
+        finally:
+            self._users -= 1
+            if not self._users and not self._linger:
+                await settled(asyncio.ensure_future(self._release()))
+
+    async def _release(self) -> None:
+        threads, self._threads = self._threads, None
+        if threads is not None:
+            # where no process is left every call has been waited for
+            threads.shutdown(wait=not self._users)
+        await self.zygote.close()
 
     def _leave_behind(self, one: Worker, place: AsyncExitStack, end: asyncio.Future[None]) -> None:
         self._log.error("a worker process cannot be killed, its disk may hang", pid=one.pid)
@@ -222,43 +265,65 @@ class Crew:
         end.add_done_callback(ended)
 
 
-async def _started(module: str, output: bool, stall: float | None) -> Worker:
-    into_read, into = os.pipe()
-    report, report_write = os.pipe()
-    out, out_write = os.pipe() if output else (-1, -1)
-    for fd in (into, out):
-        if fd >= 0:
-            _widen(fd)
-            os.set_blocking(fd, False)
-    try:
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-S", "-P", "-m", module, str(report_write), str(os.getpid())),
-            stdin=into_read,
-            stdout=out_write if output else asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.PIPE,
-            pass_fds=(report_write,),
-            env={"PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "LC_ALL": "C.UTF-8"},
-            cwd="/",
-            limit=MAX_STDERR,
-        )
-    except BaseException as error:
-        for fd in (into, report, out):
+class _Pipes:
+    """The daemon's ends of a process's pipes, -1 for none, and `theirs`: what become its 0, 1, 2 and report."""
+
+    def __init__(self, output: bool) -> None:
+        with ExitStack() as undone:
+
+            def pipe() -> tuple[int, int]:
+                ends = os.pipe()
+                for fd in ends:
+                    undone.callback(os.close, fd)
+                return ends
+
+            into_read, self.into = pipe()
+            self.said, said_write = pipe()
+            self.report, report_write = pipe()
+            self.out, out_write = pipe() if output else (-1, os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC))
+            undone.pop_all()
+        self.theirs = (into_read, out_write, said_write, report_write)
+        for fd in (self.into, self.out):
+            if fd >= 0:
+                _widen(fd)
+                os.set_blocking(fd, False)
+
+    def close_theirs(self) -> None:
+        """Close what the process has."""
+        for fd in self.theirs:
+            os.close(fd)
+
+    def close_ours(self) -> None:
+        """Close the daemon's ends."""
+        for fd in (self.into, self.out, self.said, self.report):
             if fd >= 0:
                 os.close(fd)
-        if isinstance(error, OSError):
-            raise Internal(f"cannot start a worker process: {error.strerror}") from error
+
+
+async def _started(
+    zygote: Zygote, module: str, output: bool, threads: ThreadPoolExecutor, stall: float | None
+) -> Worker:
+    try:
+        pipes = _Pipes(output)
+    except OSError as error:
+        raise Internal(f"cannot start a worker process: {error.strerror}") from error
+    try:
+        return _watched(await zygote.fork(module, pipes.theirs), pipes, threads, stall)
+    except BaseException:
+        pipes.close_ours()
         raise
     finally:
-        for fd in (into_read, report_write, out_write):
-            if fd >= 0:
-                os.close(fd)
-    return Worker(process, into, out, asyncio.create_task(_read(report)), stall)
+        pipes.close_theirs()
 
 
-def _send_task(one: Worker, task: dict[str, Any]) -> None:
-    # where it stopped reading its report tells why
-    with suppress(BrokenPipeError):
-        one.write(packed(task))
+def _watched(pid: int, pipes: _Pipes, threads: ThreadPoolExecutor, stall: float | None) -> Worker:
+    try:
+        return Worker(pid, pipes, threads, stall)
+    except OSError as error:
+        # no descriptor is left to watch it with; it has no task yet, so its end does not take long
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        raise Internal(f"cannot start a worker process: {error.strerror}") from error
 
 
 def _widen(pipe: int) -> None:
@@ -267,13 +332,20 @@ def _widen(pipe: int) -> None:
         fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
 
 
-async def _read(fd: int) -> bytes:
-    """All bytes of a pipe; closes it."""
-    reader = asyncio.StreamReader(limit=MAX_REPORT)
-    transport, _ = await asyncio.get_running_loop().connect_read_pipe(
-        lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(fd, "rb", 0)
-    )
-    try:
-        return await reader.read(MAX_REPORT)
-    finally:
-        transport.close()
+def _all_of(fd: int) -> asyncio.Future[bytes]:
+    """The bytes of a pipe up to its end, which closes it; none of a report that is too long."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[bytes] = loop.create_future()
+    found = bytearray()
+    os.set_blocking(fd, False)
+
+    def ready() -> None:
+        data = os.read(fd, MAX_STDERR)
+        found.extend(data)
+        if not data or len(found) > MAX_REPORT:
+            loop.remove_reader(fd)
+            os.close(fd)
+            future.set_result(b"" if data else bytes(found))
+
+    loop.add_reader(fd, ready)
+    return future

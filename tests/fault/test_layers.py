@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import gzip
-import json
 import os
 import resource
 import signal
 import stat
-import struct
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -34,10 +31,13 @@ from moored.kernel.ports.diff import LAYER, LAYER_GZIP, LAYER_ZSTD, Budget
 from moored.kernel.ports.images import Descriptor
 from moored.plugins.diff.syscalls import Syscalls
 from moored.plugins.diff.tree import Tree, remove
+from moored.plugins.diff.walking import APPLY_MODULE
+from moored.plugins.diff.worker import Crew
 from unit.diff.world import (
     END,
     as_root,
     block,
+    children,
     done,
     file,
     names,
@@ -385,16 +385,12 @@ def test_blob_with_other_bytes_than_its_digest_is_found(tmp_path: Path) -> None:
     done(go())
 
 
-def _children() -> list[int]:
-    return [int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
-
-
 async def _worker_of(stage: Stage, root: Path, blob: Descriptor) -> tuple[asyncio.Task[Descriptor], int]:
     """A running apply, once it has made a file, and its process."""
     call = asyncio.ensure_future(stage.differ.apply(blob, bind(root)))
     while not names(root):
         await asyncio.sleep(0.001)
-    (pid,) = _children()
+    (pid,) = children()
     return call, pid
 
 
@@ -420,24 +416,22 @@ def test_cancelled_apply_ends_its_worker_even_a_stopped_one(tmp_path: Path) -> N
             call.cancel()
             await asyncio.wait([call], timeout=5)
             assert call.cancelled()
-            assert _children() == []
+            assert children() == []
 
     done(go())
 
 
-def test_worker_that_outlives_its_daemon_ends(tmp_path: Path) -> None:
+def test_worker_whose_input_ends_early_ends(tmp_path: Path) -> None:
     """With the pipe closed in the middle of a file the archive is cut: an error, and an end."""
     task = {"root": str(tmp_path), "lowers": None, "userxattr": False, "devices": True, "sync": False}
-    message = json.dumps({**task, "max_entries": 10, "max_bytes": 1 << 30}).encode()
-    result = subprocess.run(
-        [sys.executable, "-m", "moored.plugins.diff.apply.process", "1", str(os.getpid())],
-        input=struct.pack(">I", len(message)) + message + file(b"f", bytes(5000))[:2000],
-        capture_output=True,
-        env={"PYTHONPATH": os.pathsep.join(sys.path)},
-        timeout=20,
-        check=True,
-    )
-    assert json.loads(result.stdout[4:])["error"] == "Unknown"
+
+    async def go() -> None:
+        async with Crew().worker(APPLY_MODULE, {**task, "max_entries": 10, "max_bytes": 1 << 30}) as one:
+            await one.run(one.write, file(b"f", bytes(5000))[:2000])
+            one.end_input()
+            await fails_with(Unknown, one.result())
+
+    done(go())
 
 
 def test_many_bad_layers_at_once_leave_good_ones_alone(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The process that unpacks one layer: `python -m moored.plugins.diff.apply.process REPORT_FD`.
+"""What the process does that unpacks one layer.
 
 Task (JSON): root, lowers (null for a plain folder), userxattr, devices, sync, max_entries, max_bytes; the tar follows
 on descriptor 0. Report: entries, bytes (logical size of all files), warnings; or error and text.
@@ -10,7 +10,7 @@ import os
 from typing import Any
 
 from moored.plugins.diff.apply.layer import Layer
-from moored.plugins.diff.child import lock_in, open_root, serve
+from moored.plugins.diff.child import lock_in, open_root
 from moored.plugins.diff.faults import text_of
 from moored.plugins.diff.syscalls import Syscalls
 from moored.plugins.diff.tar.reader import Reader
@@ -32,7 +32,3 @@ def work(task: dict[str, Any], syscalls: Syscalls) -> dict[str, Any]:
     if task["sync"]:
         syscalls.sync_file_system(root)
     return {"entries": reader.entries, "bytes": reader.bytes, "warnings": layer.warnings}
-
-
-if __name__ == "__main__":
-    serve(work)

@@ -1,4 +1,4 @@
-"""The process that makes a layer: `python -m moored.plugins.diff.compare.process REPORT_FD`, tar on descriptor 1.
+"""What the process does that makes a layer: it writes the tar to descriptor 1.
 
 Task (JSON): lower, upper, shortcut (null or the overlay's upper folder), latest (nanoseconds; later times become it).
 Report: entries; or error and text.
@@ -14,7 +14,7 @@ import stat
 from typing import Any
 
 from moored.kernel.errors import Unknown
-from moored.plugins.diff.child import lock_in, open_root, serve
+from moored.plugins.diff.child import lock_in, open_root
 from moored.plugins.diff.compare.changes import CHUNK, DELETED, SAME, Change, capability, changes, open_file
 from moored.plugins.diff.faults import text_of
 from moored.plugins.diff.syscalls import Syscalls
@@ -192,7 +192,3 @@ def work(task: dict[str, Any], syscalls: Syscalls) -> dict[str, Any]:
     writer.close()
     output.flush()
     return {"entries": maker.entries}
-
-
-if __name__ == "__main__":
-    serve(work)

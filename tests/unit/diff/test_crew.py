@@ -8,7 +8,7 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from moored.kernel.ports.diff import LAYER
 from moored.kernel.ports.images import Descriptor
 from moored.plugins.diff import worker
 from moored.plugins.diff.worker import Crew
-from unit.diff.world import END, as_root, done, file, names, staged
+from unit.diff.world import END, as_root, children, done, file, names, staged, until
 from unit.snapshots.world import image
 
 pytestmark = as_root
@@ -30,16 +30,6 @@ pytestmark = as_root
 LONG = b"".join(file(b"%d" % number, bytes(20_000)) for number in range(300)) + END
 """More than fits into the pipe."""
 STALL = 0.4
-
-
-def children() -> list[int]:
-    return [int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 @asynccontextmanager
@@ -114,13 +104,16 @@ def test_process_that_has_all_its_input_and_does_not_end_is_killed(tmp_path: Pat
 
 
 def test_process_that_gives_nothing_is_killed(tmp_path: Path) -> None:
+    lower, upper = tmp_path / "lower", tmp_path / "upper"
+    lower.mkdir()
+    upper.mkdir()
     for number in range(500):
-        (tmp_path / f"{number}").write_bytes(os.urandom(20_000))
+        (upper / f"{number}").write_bytes(os.urandom(20_000))
 
     async def go() -> None:
         async with Crew(1, STALL).worker(
             "moored.plugins.diff.compare.process",
-            {"lower": str(tmp_path / "0-none"), "upper": str(tmp_path), "shortcut": None, "latest": None},
+            {"lower": str(lower), "upper": str(upper), "shortcut": None, "latest": None},
             output=True,
         ) as one:
             os.kill(one.pid, signal.SIGSTOP)

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import os
 import stat
-from collections.abc import AsyncGenerator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,6 +21,7 @@ from moored.kernel.ports.mounts import Mount
 from moored.plugins.content.local.store import open_store
 from moored.plugins.diff.tar.header import BLOCK, FIELDS, REGULAR, checksum
 from moored.plugins.diff.walking import WalkingDiffer
+from moored.plugins.diff.zygote import NAME
 
 R = TypeVar("R")
 
@@ -126,6 +127,26 @@ def pax_of(records: dict[bytes, bytes]) -> bytes:
 
 
 END = bytes(2 * BLOCK)
+
+
+def children() -> list[int]:
+    """The processes that this one started or had forked, but for the zygote."""
+    found = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    return [int(pid) for pid in found if _name(pid) != NAME]
+
+
+def _name(pid: str) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except FileNotFoundError:
+        return NAME  # a zygote that just ended: a thread of the loop waits for it
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for what no event tells of."""
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.005)
 
 
 @asynccontextmanager
