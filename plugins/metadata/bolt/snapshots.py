@@ -176,11 +176,13 @@ class NamespacedSnapshotter:
 
     async def _make(self, kind: Kind, place: Place, key: str, parent: str, labels: Mapping[str, str]) -> list[Mount]:
         target = labels.get(SNAPSHOT_REF, "")
-        with self._database.view() as root:
-            taken = self._taken(root, place, key, target)
-            raw_parent = records.get_parent(root, place, parent).raw if parent and not taken else ""
-            number = max(records.sequence(root, place), self._numbers.get(place.namespace, 0))
-        if taken:
+        while True:
+            with self._database.view() as root:
+                taken = self._taken(root, place, key, target)
+                raw_parent = records.get_parent(root, place, parent).raw if parent and not taken else ""
+                number = max(records.sequence(root, place), self._numbers.get(place.namespace, 0))
+            if not taken:
+                break
             await self._already(place, *taken)
         for _ in range(ATTEMPTS):
             number += 1
@@ -211,10 +213,16 @@ class NamespacedSnapshotter:
         return None
 
     async def _already(self, place: Place, key: str, text: str) -> None:
-        """Put what was found under the lease, and raise."""
-        if place.lease:
-            await self._writes.run(lambda root: place.hold(root, key))
-        raise AlreadyExists(text)
+        """Put what was found under the lease, and raise; return if a collection has taken it meanwhile."""
+
+        def hold(root: Bucket) -> bool:
+            found = records.find(root, place, key) is not None
+            if found:
+                place.hold(root, key)
+            return found
+
+        if not place.lease or await self._writes.run(hold):
+            raise AlreadyExists(text)
 
     async def _make_raw(self, kind: Kind, record: Record, raw_parent: str) -> list[Mount]:
         make = self._backend.prepare if kind is Kind.ACTIVE else self._backend.view
@@ -271,6 +279,7 @@ class NamespacedSnapshotter:
             number = max(records.sequence(root, place), self._numbers.get(place.namespace, 0)) + 1
         if old is None:
             await self._already(place, name, f"snapshot {quote(name)}")
+            await self._commit(place, name, key, labels, parent)
             return
         if parent and old.parent not in ("", parent):
             raise InvalidArgument(f"snapshot {key!r} has the parent {old.parent!r}, it cannot become {parent!r}")

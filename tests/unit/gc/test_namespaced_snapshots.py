@@ -148,6 +148,31 @@ def test_lease_follows_what_is_made_found_committed_and_removed(tmp_path: Path) 
     run(tmp_path, test)
 
 
+def test_target_that_is_collected_before_it_is_leased_is_made_again(tmp_path: Path) -> None:
+    """What a lease has not got yet may go; a client told that it is there would miss it at the next layer."""
+
+    async def test(w: World) -> None:
+        s = w.face()
+        await s.prepare("k")
+        await s.commit("t", "k")
+        await w.leases.create("l", {})
+        update, between = w.database.update, ["t"]
+
+        async def collecting(change: Callable[[Any], Any]) -> Any:
+            if between:
+                removed = between.pop()
+                with bind(lease=""):
+                    await s.remove(removed)
+            return await update(change)
+
+        w.database.update = collecting  # type: ignore[method-assign]
+        with bind(lease="l"):
+            assert await s.prepare("x", labels={SNAPSHOT_REF: "t"})
+        assert await w.leases.resources("l") == [Resource("snapshots/native", "x")]
+
+    run(tmp_path, test)
+
+
 def test_unknown_lease_is_refused_and_nothing_is_done(tmp_path: Path) -> None:
     async def test(w: World) -> None:
         s = w.face()
