@@ -1,6 +1,7 @@
 """What moorctl keeps on the host for containers: a folder each, with its log, hosts file and network; and volumes.
 
     ROOT/ADDRESS-HASH/NAMESPACE/lock
+    ROOT/ADDRESS-HASH/NAMESPACE/names/NAME       pid of the moorctl that is just making a container of that name
     ROOT/ADDRESS-HASH/NAMESPACE/containers/ID/   network.json  hosts  resolv.conf  hostname  log.json[.N]
     ROOT/ADDRESS-HASH/NAMESPACE/volumes/NAME/    _data  volume.json
     RUN/netns/ID
@@ -21,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from moored.kernel.errors import PermissionDenied, Unknown
+from moored.kernel.errors import AlreadyExists, PermissionDenied, Unknown
 
 ROOT_VARIABLE: Final = "MOORCTL_ROOT"
 RUN_VARIABLE: Final = "MOORCTL_RUN"
@@ -68,8 +69,22 @@ class Home:
             shutil.rmtree(path, ignore_errors=True)
 
     @contextmanager
+    def reserved(self, name: str) -> Generator[None]:
+        """Keep a name for a container that is being made, which may take a while. Raises AlreadyExists."""
+        file = self.root / "names" / name
+        with self.locked():
+            if _lives(file):
+                raise AlreadyExists(f"name {name!r} is just being given to another container")
+            _make(file.parent)
+            file.write_text(str(os.getpid()))
+        try:
+            yield
+        finally:
+            file.unlink(missing_ok=True)
+
+    @contextmanager
     def locked(self) -> Generator[None]:
-        """Keep other moorctl processes from naming containers or choosing ports meanwhile."""
+        """Keep other moorctl processes from reserving names or choosing ports meanwhile; for moments only."""
         _make(self.root)
         descriptor = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
@@ -91,6 +106,15 @@ def home(address: str, namespace: str) -> Home:
     # Daemons are told apart by the real path, so that a link to the socket is the same daemon.
     hashed = hashlib.sha256(os.path.realpath(address).encode()).hexdigest()[:8]
     return Home(root / hashed / namespace, run)
+
+
+def _lives(file: Path) -> bool:
+    """Whether the process whose pid a file holds is there; one that was killed has not removed its file."""
+    try:
+        pid = file.read_text()
+    except OSError:
+        return False
+    return pid.isdigit() and Path(f"/proc/{pid}").exists()
 
 
 def write_document(path: Path, document: Mapping[str, Any]) -> None:

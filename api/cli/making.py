@@ -82,11 +82,9 @@ async def make(client: Client, home: Home, asked: Asked, image: Image) -> Contai
         spaces = await _namespaces(client, home, asked, id_)
         options = _options(asked, [*_own_files(asked, folder, mounts), *mounts], names.hostname, spaces)
         kind, kind_options = runtime(asked.runtime)
-        with home.locked():
-            if name:
-                await identity.see_free(client, name)
-            else:
-                name = identity.new_name(await identity.taken_names(client))
+        name = name or identity.new_name(await identity.taken_names(client))
+        with home.reserved(name):
+            await identity.see_free(client, name)
             return await client.containers.create(
                 id_,
                 image,

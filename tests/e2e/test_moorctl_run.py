@@ -339,3 +339,16 @@ def test_some_that_fail_do_not_keep_the_others(world):
         assert done.status == 1
         assert done.out == f"{name}\n"
         assert "nosuch" in done.err
+
+
+def test_of_two_that_ask_for_a_name_at_one_time_one_gets_it(world):
+    words = ("create", "--name", "both", "--net", "none", IMAGE, "ls")
+    try:
+        with world.started(*words) as one, world.started(*words) as other:
+            done = [process.communicate(timeout=60) for process in (one, other)]
+
+        assert sorted(process.returncode for process in (one, other)) == [0, 1]
+        assert b"name 'both'" in b"".join(err for _, err in done)
+        assert len(world.json("ps", "-a")["containers"]) == 1
+    finally:
+        world.run("rm", "both")

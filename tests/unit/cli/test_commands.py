@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import click
 import pytest
@@ -122,3 +123,9 @@ def test_the_reference_has_every_command():
 )
 def test_the_status_of_a_start_that_failed_tells_why(text, status):
     assert start_status(Unknown(text)) == status
+
+
+def test_the_reference_in_docs_is_the_present_one():
+    page = Path(__file__).parents[3] / "docs" / "moorctl-reference.md"
+
+    assert page.read_text() == reference(), "moorctl man --markdown > docs/moorctl-reference.md"

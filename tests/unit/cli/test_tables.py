@@ -25,7 +25,7 @@ def test_columns_are_aligned_and_lines_have_no_blanks_at_their_ends():
 
 
 def test_the_widest_column_gives_way_first():
-    assert table(COLUMNS, ROWS, 44).splitlines()[1] == "0123456789ab   sleep 600…    1MiB   harbour"
+    assert table(COLUMNS, ROWS, 44).splitlines()[1] == "0123456789ab   sleep 600…     1MiB   harbour"
 
 
 def test_columns_of_high_rank_go_where_it_is_narrow():
