@@ -20,6 +20,7 @@ from moored.api.types.runc.options.oci_pb2 import Options
 from moored.kernel import errors as e
 from moored.plugins.runtime.shim.launcher import Zygote, cleanup
 from moored.plugins.runtime.shim.messages import NEVER
+from shims import wait_for_end
 from shimworld import EVERY_RUNTIME, RUNTIMES, V2, Task, World, in_world, mounted, needs_runtime
 
 pytestmark = needs_runtime
@@ -104,7 +105,7 @@ def test_create_that_fails_late_says_why_and_leaves_nothing(tmp_path: Path, runt
         # cgroups are made by then
         config["mounts"].append({"destination": "/x", "type": "bind", "source": "/no/such/place", "options": ["bind"]})
         (task.bundle / "config.json").write_text(json.dumps(config))
-        with pytest.raises(e.Unknown, match="^OCI runtime create failed: (?!.*did not terminate)"):
+        with pytest.raises(e.Unknown, match=r"^OCI runtime create failed: (?!.*did not terminate)"):
             await task.create()
         assert list((world.folder / "state" / runtime / "test").glob("*")) == []
         await task.shutdown()
@@ -348,6 +349,38 @@ def test_dead_socket_is_replaced_and_a_dead_zygote_too(tmp_path: Path) -> None:
         await again.end()
 
     in_world(tmp_path, body)
+
+
+def test_shim_forked_ahead_is_used_once_replaced_and_ends_with_its_zygote(tmp_path: Path) -> None:
+    async def spare(world: World) -> int:
+        async with asyncio.timeout(10):
+            while not (pids := children(world.zygote.pid) - set(shims)):
+                await asyncio.sleep(0.01)
+        return pids.pop()
+
+    shims: list[int] = []
+
+    async def body(world: World) -> None:
+        for id_ in ("c", "d"):
+            ahead = await spare(world)
+            task = await world.task(id_)
+            shims.append(await task.shim_pid())
+            assert shims[-1] == ahead
+            await task.create()
+            await task.end()
+        os.kill(await spare(world), signal.SIGKILL)  # one that is gone is no shim, and no fault
+        task = await world.task("e")
+        shims.append(await task.shim_pid())
+        await task.shutdown()
+        last = await spare(world)
+        await world.zygote.close()
+        wait_for_end(last)
+
+    in_world(tmp_path, body)
+
+
+def children(pid: int) -> set[int]:
+    return set(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
 
 
 def test_hung_zygote_is_replaced(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@
         bootstrap.json            where the shim listens
         runtime.json              for our shim: how it calls the OCI runtime
         creating                  there until the create has been answered
+        mounted                   for our shim: the daemon mounts on `rootfs` and unmounts it
         exited                    how the task ended, once that was told
 
 `creating` and `shim-binary-path` are written before any process is started, so that a start after a crash knows what
@@ -21,15 +22,16 @@ import json
 import os
 import shutil
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from moored.kernel.errors import AlreadyExists, InvalidArgument
-from moored.kernel.mounts import unmount_all
+from moored.kernel.errors import AlreadyExists, InvalidArgument, MooredError, Unknown
+from moored.kernel.mounts import mount_all, unmount, unmount_all
 from moored.kernel.namespaces import validate_identifier
+from moored.kernel.ports.mounts import Mount
 from moored.kernel.ports.tasks import Exit
 
 CONFIG: Final = "config.json"
@@ -39,6 +41,7 @@ BOOTSTRAP: Final = "bootstrap.json"
 INVOCATION: Final = "runtime.json"
 SANDBOX: Final = "sandbox"
 CREATING: Final = "creating"
+MOUNTED: Final = "mounted"
 EXITED: Final = "exited"
 INIT_PID: Final = "init.pid"
 _ADDRESS: Final = "address"
@@ -91,17 +94,22 @@ class Bundle:
     @property
     def path(self) -> Path:
         """The folder."""
-        return self.folders.state / self.namespace / self.id
+        return Path(self._place)
+
+    @property
+    def _place(self) -> str:
+        """The same as a text; paths are joined many times for each task, and slowly."""
+        return f"{self.folders.state}/{self.namespace}/{self.id}"
 
     @property
     def rootfs(self) -> Path:
         """Where the shim mounts the root file system."""
-        return self.path / "rootfs"
+        return Path(f"{self._place}/rootfs")
 
     @property
     def work(self) -> Path:
         """The folder that the link `work` points to."""
-        return self.folders.root / self.namespace / self.id
+        return Path(f"{self.folders.root}/{self.namespace}/{self.id}")
 
     def make(self, spec: bytes | None, gid: int = 0) -> None:
         """Make the folder with all that is known before the shim runs; `gid` is the host's of the container's root.
@@ -160,7 +168,7 @@ class Bundle:
 
     def write(self, name: str, data: bytes, mode: int = 0o600) -> None:
         """Write a file in one step: there is never half of one under that name."""
-        hidden = self.path / f".{name}"
+        hidden = f"{self._place}/.{name}"
         fd = os.open(hidden, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
         try:
             at = 0
@@ -168,11 +176,21 @@ class Bundle:
                 at += os.write(fd, data[at:])
         finally:
             os.close(fd)
-        hidden.rename(self.path / name)
+        os.rename(hidden, f"{self._place}/{name}")  # noqa: PTH104 - see above
+
+    def mount(self, mounts: Sequence[Mount]) -> None:
+        """Mount the root file system in the shim's place. Raises Unknown; `remove` undoes it."""
+        self.write(MOUNTED, b"")
+        try:
+            mount_all(mounts, self.rootfs)
+        except (OSError, MooredError) as error:
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            raise Unknown(f"failed to mount rootfs component: {reason}") from error
 
     def finished(self) -> None:
         """Take the mark of an unfinished create away."""
-        (self.path / CREATING).unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            os.unlink(f"{self._place}/{CREATING}")  # noqa: PTH108 - see above
 
     def note_exit(self, ended: Exit) -> None:
         """Remember that the exit of init was told, if the bundle is still there."""
@@ -208,18 +226,33 @@ class Bundle:
             raise FileExistsError(f"{LOG!r} of task {self.id!r} is no FIFO")
         return fd
 
-    def remove(self, settle: Callable[[Path], object] = lambda _hidden: None) -> None:
+    def remove(self, settle: Callable[[Path], object] = lambda _hidden: None, *, lazy: bool = False) -> None:
         """Unmount the root file system and remove the bundle and its working folder; a missing one is fine.
 
         `settle` is called once the bundle has another name, given to it, under which no process can enter it any more.
+        lazy: what is mounted and in use vanishes now, and ends once nobody uses it.
         Raises OSError when something stays mounted; then nothing has been removed.
         """
-        unmount_all(self.rootfs)
-        # only an empty folder: what is mounted or was written there is not ours to remove
-        with suppress(FileNotFoundError):
-            self.rootfs.rmdir()
+        _unmount(self.rootfs, lazy=lazy)
         _remove_tree(self.path, settle)
-        _remove_tree(self.work)
+        try:
+            self.work.rmdir()  # nearly always empty
+        except OSError:
+            _remove_tree(self.work)
+
+
+def _unmount(rootfs: Path, *, lazy: bool) -> None:
+    """Unmount a folder and remove it, but only an empty one: what else is there is not ours to remove."""
+    with suppress(OSError):
+        # nothing can be mounted below a folder that can be removed, so that the table of mounts need not be read
+        unmount(rootfs, lazy=lazy)
+    try:
+        rootfs.rmdir()
+    except FileNotFoundError:
+        return
+    except OSError:
+        unmount_all(rootfs, lazy=lazy)
+        rootfs.rmdir()
 
 
 def _remove_tree(path: Path, settle: Callable[[Path], object] = lambda _hidden: None) -> None:
@@ -232,7 +265,14 @@ def _remove_tree(path: Path, settle: Callable[[Path], object] = lambda _hidden: 
     except FileNotFoundError:
         return
     settle(hidden)
-    shutil.rmtree(hidden)
+    with os.scandir(hidden) as entries:
+        found = [(entry.path, entry.is_dir(follow_symlinks=False)) for entry in entries]
+    for name, is_folder in found:
+        if is_folder:
+            shutil.rmtree(name)
+        else:
+            os.unlink(name)  # noqa: PTH108 - a hundred thousand times a day
+    hidden.rmdir()
 
 
 def host_root_gid(spec: dict[str, Any]) -> int:

@@ -37,6 +37,10 @@ class Kind(Protocol):
     def reports_exits(self) -> bool:
         """Whether an exit while no daemon ran will still be told by the shim itself."""
 
+    @property
+    def mounts_itself(self) -> bool:
+        """Whether the shim has to mount the root file system; one of ours need not, which spares it two processes."""
+
     def prepare(self, bundle: Bundle, spec: Mapping[str, Any] | None) -> None:
         """Write into a new bundle what has to be there before anything runs; blocks. spec None: it was not read.
 
@@ -60,6 +64,7 @@ class Joined:
     """A shim that a sandbox started and will end."""
 
     reports_exits = False
+    mounts_itself = True
 
     def __init__(self, sandbox: str, endpoint: Endpoint) -> None:
         self._sandbox = sandbox
@@ -83,6 +88,7 @@ class External:
     """A shim binary."""
 
     reports_exits = False
+    mounts_itself = True
 
     def __init__(self, binary: Path, daemon: Daemon, forms: Forms, log: FilteringBoundLogger) -> None:
         self._binary = binary

@@ -29,6 +29,7 @@ class Own:
     """A shim of ours. choice is None for one of an earlier daemon, which is only cleaned up after."""
 
     reports_exits = True
+    mounts_itself = False
 
     def __init__(self, zygote: Callable[[], Zygote], daemon: Daemon, choice: Choice | None = None) -> None:
         self._zygote = zygote
@@ -79,6 +80,7 @@ class Housed:
     """
 
     reports_exits = True
+    mounts_itself = False
 
     def __init__(self, sandbox: str, endpoint: Endpoint, choice: Choice | None = None) -> None:
         self._sandbox = sandbox

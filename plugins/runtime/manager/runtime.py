@@ -10,7 +10,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncGenerator, Generator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -40,6 +40,8 @@ LOAD_GRACE: Final = 0.25
 """Seconds that a start waits for shims to answer; those that need longer answer beside it."""
 _LOADS: Final = 64
 """Shims that are asked side by side at the start. One that is silent takes no place."""
+_TO_NOTE: Final = 0.1
+"""Seconds after which an exit that was told is noted in its bundle."""
 _UNKNOWN_STATUS: Final = 255
 _EXIT: Final = "/tasks/exit"
 _DELETE: Final = "/tasks/delete"
@@ -74,6 +76,7 @@ class TaskRuntime:
     _turns: Turns[Key] = field(default_factory=Turns)
     _undoing: dict[Key, asyncio.Task[None]] = field(default_factory=dict)
     _background: set[asyncio.Task[None]] = field(default_factory=set)
+    _noted: dict[Key, ShimTask] = field(default_factory=dict)
 
     # --- the port -----------------------------------------------------------------------------------------------------
 
@@ -164,6 +167,9 @@ class TaskRuntime:
         bundle.make(data, gid)
         try:
             kind.prepare(bundle, spec)
+            if new.rootfs and not kind.mounts_itself:
+                with _about("failed to create shim task"):
+                    bundle.mount(new.rootfs)
         except BaseException:
             bundle.remove()
             raise
@@ -229,7 +235,19 @@ class TaskRuntime:
         # a shim may only now get rid of the exit of an earlier task of that name
         if task is not None and task.pid in {0, event.pid}:
             task.told = Exit(pid=event.pid, status=event.exit_status, exited_at=event.exited_at)
-            await asyncio.to_thread(task.shim.files.note_exit, task.told)
+            self._noted[key] = task
+            if len(self._noted) == 1:
+                self._spawn(self._write_exits(), "noting of exits")
+
+    async def _write_exits(self) -> None:
+        """Write the exits that were told into their bundles, soon: most tasks are deleted right after their end."""
+        try:
+            await asyncio.sleep(_TO_NOTE)
+        finally:
+            noted, self._noted = self._noted, {}
+            kept = [task for key, task in noted.items() if self._tasks.get(key) is task]
+            if kept:
+                await asyncio.to_thread(_note_all, kept)
 
     # --- after a restart ----------------------------------------------------------------------------------------------
 
@@ -332,6 +350,13 @@ class TaskRuntime:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _note_all(tasks: Sequence[ShimTask]) -> None:
+    for task in tasks:
+        if task.told is not None:
+            with suppress(OSError):  # told twice at most
+                task.shim.files.note_exit(task.told)
 
 
 def _run_hook(one: Any, **arguments: Any) -> None:

@@ -8,7 +8,6 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from contextvars import Context
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -288,8 +287,7 @@ class ManagedShim:
                 self._exit = await self._kind.cleanup(self._files, clean=self._clean, seconds=self._deadlines.cleanup)
             except MooredError as error:
                 self._log.warning("cleanup after the shim failed", reason=error.text)
-        await asyncio.to_thread(drop_socket, self._endpoint)
-        await remove(self._files, self._log)
+        await remove(self._files, self._log, endpoint=self._endpoint)
 
 
 def drop_socket(endpoint: Endpoint) -> None:
@@ -304,13 +302,27 @@ def drop_socket(endpoint: Endpoint) -> None:
                 Path(path).unlink()
 
 
-async def remove(bundle: Bundle, log: FilteringBoundLogger, settle: Callable[[Path], object] | None = None) -> bool:
-    """Remove a bundle, trying again while it is in use; whether it is gone. What stays is for the next start."""
-    work = bundle.remove if settle is None else partial(bundle.remove, settle)
+async def remove(
+    bundle: Bundle,
+    log: FilteringBoundLogger,
+    settle: Callable[[Path], object] = lambda _hidden: None,
+    *,
+    endpoint: Endpoint | None = None,
+) -> bool:
+    """Remove a bundle, and a dead socket before it, trying again while it is in use; whether it is gone.
+
+    What stays is for the next start.
+    """
+
+    def work(*, lazy: bool) -> None:
+        if endpoint is not None:
+            drop_socket(endpoint)
+        bundle.remove(settle, lazy=lazy)
+
     for pause in _REMOVALS:
         await asyncio.sleep(pause)
         try:
-            await asyncio.to_thread(work)
+            await asyncio.to_thread(work, lazy=pause == _REMOVALS[-1])
         except OSError as error:
             fault = error
         else:

@@ -11,6 +11,7 @@ from typing import Final
 from moored.kernel.errors import DeadlineExceeded, Unavailable
 from moored.kernel.ports.invocations import RuntimeFacts
 from moored.plugins.runtime.manager.program import Finished, run
+from moored.plugins.runtime.oci.invocations import located
 
 MAX_KNOWN: Final = 64
 """Binaries remembered; the one asked about longest ago is forgotten first."""
@@ -32,12 +33,13 @@ class Detector:
         self._asking: dict[Identity, asyncio.Lock] = {}
 
     async def facts(self, binary: str) -> RuntimeFacts:
-        """Ask a binary by its absolute path, or remember its answer.
+        """Ask a binary, a name for PATH or an absolute path, or remember its answer.
 
-        Unavailable if it cannot be started, fails, hangs or makes no sense. Calls for the same file wait for each
-        other.
+        Raises as `located`; Unavailable if it cannot be started, fails, hangs or makes no sense. Calls for the same
+        file wait for each other.
         """
         identity = await asyncio.to_thread(_identity, binary)
+        binary = identity[0]
         if identity in self._known:
             return self._known[identity]
         lock = self._asking.setdefault(identity, asyncio.Lock())
@@ -93,6 +95,7 @@ class Detector:
 
 
 def _identity(binary: str) -> Identity:
+    binary = located(binary)
     try:
         status = Path(binary).stat()
     except OSError as error:

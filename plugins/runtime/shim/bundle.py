@@ -16,6 +16,8 @@ INVOCATION: Final = "runtime.json"
 LOG: Final = "log.json"
 """The OCI runtime's own log."""
 PID: Final = "init.pid"
+MOUNTED: Final = "mounted"
+"""There if our daemon mounts the root file system, and unmounts it."""
 _CHUNK: Final = 16 << 10
 
 
@@ -62,6 +64,11 @@ def spec_of(bundle: str) -> dict[str, Any]:
     if not isinstance(spec, dict):
         raise ValueError("config.json holds no object")  # noqa: TRY004  # a fault of the content, as all others
     return spec
+
+
+def has(bundle: str, name: str) -> bool:
+    """Whether there is such a file."""
+    return os.access(f"{bundle}/{name}", os.F_OK)
 
 
 def has_private_pids(bundle: str) -> bool:

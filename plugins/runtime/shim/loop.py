@@ -253,6 +253,7 @@ class Loop:
         self._waiting: dict[int, list[Future[None] | None]] = {}  # fd -> [reader, writer]
         self._children: dict[int, Future[ExitStatus]] = {}
         self._signals: dict[int, Callable[[], None]] = {}
+        self._took: dict[int, Any] = {}
         self.keepers: list[KeptExits] = []
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
@@ -283,7 +284,11 @@ class Loop:
             self._turn()
 
     def close(self) -> None:
-        """Give back the loop's own descriptors."""
+        """Give back the loop's own descriptors, and the signals that nobody had taken before it."""
+        for number, handler in self._took.items():
+            signal.signal(number, handler)
+            _TAKEN.discard(number)
+        self._took.clear()
         self._epoll.close()
         os.close(self._wake_read)
         os.close(self._wake_write)
@@ -424,6 +429,7 @@ class Loop:
         """Have something called by the loop when a signal came."""
         self._signals[number] = callback
         if number not in _TAKEN:
+            self._took[number] = signal.getsignal(number)
             take(number)
 
     async def _watch_signals(self) -> None:

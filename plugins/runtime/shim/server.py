@@ -32,9 +32,8 @@ _TO_FLUSH: Final = 5.0
 """Seconds for which a shim that ends still tries to send its events."""
 
 
-def serve(about: Spawn, listener: socket.socket) -> None:
+def serve(about: Spawn, listener: socket.socket, loop: Loop) -> None:
     """Serve until the end, then remove the socket."""
-    loop = Loop()
     own = _inode(about.socket_path)
 
     def remove_socket() -> None:

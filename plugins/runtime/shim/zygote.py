@@ -8,11 +8,17 @@ from __future__ import annotations
 
 import gc
 import os
+import select
 import socket
-from typing import NoReturn
+from contextlib import suppress
+from typing import Final, NoReturn
 
 from moored.plugins.runtime.shim import address, host, log, messages, sandboxmessages, server, spawn
-from moored.plugins.runtime.shim.loop import take
+from moored.plugins.runtime.shim.loop import Loop, take
+from moored.plugins.runtime.shim.spare import Spare
+
+_CALM: Final = 0.03
+"""Seconds."""
 
 
 def main() -> None:
@@ -31,17 +37,34 @@ class Zygote:
     def __init__(self, requests: socket.socket) -> None:
         self._requests = requests
         self._host = prepare()
+        self._spare: Spare | None = None
 
     def run(self) -> None:
         """Answer requests until their end."""
         gc.collect()
         gc.freeze()  # a collection in a shim would otherwise write to, and so copy, every page
-        while data := self._requests.recv(spawn.MAX_MESSAGE):
+        while True:
+            if self._spare is None and self._is_calm():
+                self._have_a_spare()
+            if not (data := self._requests.recv(spawn.MAX_MESSAGE)):
+                return
             try:
                 answer = spawn.pack(self._fork(spawn.unpack_spawn(data)))
             except (OSError, ValueError, TypeError) as error:
                 answer = spawn.pack_fault(str(error))
             self._requests.send(answer)
+
+    def _is_calm(self) -> bool:
+        """Whether no request comes for a moment, in which the last shim has the processor for itself."""
+        return not select.select([self._requests], [], [], _CALM)[0]
+
+    def _have_a_spare(self) -> None:
+        """Fork the next shim ahead; without one it is forked when it is asked for."""
+        with suppress(OSError):
+            self._spare = Spare(self._become, self._requests)
+
+    def _become(self, wanted: spawn.Spawn, listener: socket.socket, loop: Loop | None = None) -> NoReturn:
+        become_shim(self._host, wanted, listener, loop)
 
     def _fork(self, wanted: spawn.Spawn) -> spawn.Spawned:
         """Listen, then fork: whoever connects after the answer is served."""
@@ -49,11 +72,16 @@ class Zygote:
         if listener is None:
             return spawn.Spawned(joined=True)
         with listener:
+            spare, self._spare = self._spare, None
+            if spare is not None:
+                with suppress(OSError):  # it is gone
+                    spare.become(wanted, listener)
+                    return spawn.Spawned(pid=spare.pid)
             pid = os.fork()
             if pid:
                 return spawn.Spawned(pid=pid)
             self._requests.close()
-            return become_shim(self._host, wanted, listener)
+            return self._become(wanted, listener)
 
 
 def prepare() -> host.Host:
@@ -67,8 +95,8 @@ def prepare() -> host.Host:
     return calls
 
 
-def become_shim(calls: host.Host, about: spawn.Spawn, listener: socket.socket) -> NoReturn:
-    """Be a shim until its end, which is the process's. For a process just forked."""
+def become_shim(calls: host.Host, about: spawn.Spawn, listener: socket.socket, loop: Loop | None = None) -> NoReturn:
+    """Be a shim until its end, which is the process's. For a process just forked, with a loop that it may have."""
     status = 1
     try:
         names = f"-namespace {about.namespace} -id {about.id} -address {about.grpc_address}"
@@ -77,7 +105,7 @@ def become_shim(calls: host.Host, about: spawn.Spawn, listener: socket.socket) -
         if about.shim_cgroup:
             host.join_cgroup(about.shim_cgroup)
         gc.enable()
-        server.serve(about, listener)
+        server.serve(about, listener, loop or Loop())
         status = 0
     except BaseException as error:  # noqa: BLE001  # the end of a process, which nobody above sees
         log.failure("shim ended", error)
