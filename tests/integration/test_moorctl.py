@@ -546,7 +546,8 @@ def test_it_imports_no_plugin_no_config_and_no_daemon(daemon, environment):
     code = (
         "import sys\nfrom moored.api.cli.main import root\n"
         "root.main(['plugins', 'graph'], standalone_mode=False)\n"
-        "print(sorted(n for n in sys.modules if n.startswith(('moored.kernel.daemon', 'moored.plugins', 'moored.config'))))"
+        "foreign = ('moored.kernel.daemon', 'moored.plugins', 'moored.config')\n"
+        "print(sorted(n for n in sys.modules if n.startswith(foreign)))"
     )
 
     done = subprocess.run(

@@ -91,6 +91,22 @@ def test_nanoseconds_outside_of_the_calendar_are_refused() -> None:
             call(253402300800 * 10**9)
 
 
+@pytest.mark.parametrize("ns", [0, 1, -1, 1_700_000_000_123_456_789, convert.GO_ZERO_SECONDS * 10**9])
+def test_a_time_is_set_in_place_as_it_is_made(ns: int) -> None:
+    stamp = Timestamp()
+
+    convert.set_timestamp(stamp, ns)
+
+    assert stamp == convert.timestamp(ns)
+
+
+def test_a_time_outside_of_the_calendar_is_not_set() -> None:
+    stamp = Timestamp()
+    with pytest.raises(InvalidArgument):
+        convert.set_timestamp(stamp, 1 << 70)
+    assert stamp == Timestamp()
+
+
 def test_an_any_is_written_without_prefix() -> None:
     packed = convert.pack(Duration(seconds=5))
     assert packed == Any(type_url="google.protobuf.Duration", value=Duration(seconds=5).SerializeToString())
