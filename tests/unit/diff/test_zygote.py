@@ -21,7 +21,7 @@ from moored.plugins.diff import launcher
 from moored.plugins.diff.launcher import Zygote
 from moored.plugins.diff.walking import APPLY_MODULE
 from moored.plugins.diff.worker import LINGER_SECONDS, Crew, Worker
-from unit.diff.world import END, as_root, children, done, file, names, until
+from unit.diff.world import END, all_children, as_root, children, done, file, names, until
 
 pytestmark = as_root
 
@@ -55,10 +55,6 @@ async def unpacks(one: Worker) -> None:
 
 def descriptors(pid: int) -> list[str]:
     return sorted(path.name for path in Path(f"/proc/{pid}/fd").iterdir())
-
-
-def all_children() -> list[str]:
-    return Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
 
 
 def test_crew_without_linger_has_a_zygote_only_while_a_worker_runs(tmp_path: Path) -> None:

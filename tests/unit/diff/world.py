@@ -129,10 +129,19 @@ def pax_of(records: dict[bytes, bytes]) -> bytes:
 END = bytes(2 * BLOCK)
 
 
-def children() -> list[int]:
-    """The processes that this one started or had forked, but for the zygote."""
+strangers: frozenset[str] = frozenset()
+"""Children of this process that the test found there."""
+
+
+def all_children() -> list[str]:
+    """The processes that this one started or had forked, the zygote among them."""
     found = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-    return [int(pid) for pid in found if _name(pid) != NAME]
+    return [pid for pid in found if pid not in strangers]
+
+
+def children() -> list[int]:
+    """The same, but for the zygote."""
+    return [int(pid) for pid in all_children() if _name(pid) != NAME]
 
 
 def _name(pid: str) -> str:
