@@ -2,7 +2,8 @@
 
     python -m contrib.bench [GROUP ...] [--rounds N] [--scale X] [--json FILE] [--alone]
 
-Groups: daemon (start, idle memory, latency), writes, lists, ingest, unpack, pull, gc; all of them by default.
+Groups: daemon (start, idle memory, latency), writes, lists, ingest, unpack, pull, gc, tasks (run, loops, exec), idle
+(memory of shims, start with many of them); all of them by default.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from contrib.bench import content, daemon, garbage, metadata, pull, unpack
+from contrib.bench import containers, content, daemon, garbage, idle, metadata, pull, tasks, unpack
 from contrib.bench.peers import Peer, containerd, moored
 from contrib.bench.rounds import Group, Values, measured, say, summary
 
@@ -27,7 +28,10 @@ GROUPS = {
     "unpack": unpack.GROUP,
     "pull": pull.GROUP,
     "gc": garbage.GROUP,
+    "tasks": tasks.GROUP,
 }
+OWN = ("daemon", "idle")
+"""Groups that start daemons of their own."""
 
 
 def main() -> None:
@@ -40,9 +44,13 @@ def main() -> None:
         base = Path(folder)
         peers = [peer for peer in (moored(0, base / "padding"), None if args.alone else containerd()) if peer]
         versions = {peer.name: _version(peer) for peer in peers}
-        for name in args.groups or ("daemon", *GROUPS):
-            if name == "daemon":
+        for name in args.groups or (*OWN, *GROUPS):
+            if name in ("tasks", "idle") and not containers.installed("runc"):
+                say(f"{name}: left out, it needs root, ctr, busybox and runc")
+            elif name == "daemon":
                 found[name] = summary(daemon.main(base, alone=args.alone, rounds=args.rounds))
+            elif name == "idle":
+                found[name] = summary(idle.main(base, alone=args.alone, rounds=args.rounds, scale=args.scale))
             elif GROUPS[name].needs_root and os.geteuid() != 0:
                 say(f"{name}: left out, it needs root")
             else:
@@ -79,15 +87,15 @@ def _version(peer: Peer) -> str:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m contrib.bench", description="Measure moored beside containerd.")
-    parser.add_argument("groups", nargs="*", metavar="GROUP", help=f"daemon, {', '.join(GROUPS)}; default: all")
+    parser.add_argument("groups", nargs="*", metavar="GROUP", help=f"{', '.join((*OWN, *GROUPS))}; default: all")
     parser.add_argument("--rounds", type=int, default=5, help="measurements of each daemon, taken in turns; default 5")
     parser.add_argument("--scale", type=float, default=1.0, help="factor of all amounts; 0.1 for a quick look")
     parser.add_argument("--json", metavar="FILE", help="write all values there too; - prints them instead of the table")
     parser.add_argument("--alone", action="store_true", help="without containerd")
     args = parser.parse_args()
-    unknown = [name for name in args.groups if name not in ("daemon", *GROUPS)]
+    unknown = [name for name in args.groups if name not in (*OWN, *GROUPS)]
     if unknown:
-        parser.error(f"group {unknown[0]!r} is unknown, wanted daemon, {', '.join(GROUPS)}")
+        parser.error(f"group {unknown[0]!r} is unknown, wanted {', '.join((*OWN, *GROUPS))}")
     return args
 
 

@@ -10,6 +10,7 @@ import signal
 import tempfile
 from collections.abc import Generator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ from harness import on_loop
 from moored.api.types.runc.options.oci_pb2 import Options
 from moored.kernel.errors import DeadlineExceeded, MooredError, NotFound, Unknown
 from moored.kernel.ports.containers import TypedBytes
+from moored.kernel.ports.mounts import Mount
 from moored.kernel.ports.tasks import NewTask, Status, Stdio
 from moored.plugins.runtime.manager.shim import Deadlines
-from shims import OWN, Place, needs_runc, place, wait_for_end
+from shims import OWN, SPEC, Place, needs_runc, place, wait_for_end
 
 pytestmark = needs_runc
 PROCESS = TypedBytes(
@@ -290,3 +292,37 @@ def serving(here: Place) -> int:
             if words.startswith(b"moored-shim") and str(Path(f"/proc/{pid}/cwd").readlink()) == bundle:
                 return pid
     raise AssertionError("there is no shim")
+
+
+def test_rootfs_that_cannot_be_mounted_is_told_and_leaves_nothing(here: Place) -> None:
+    @on_loop
+    async def main() -> None:
+        async with here.world() as world:
+            missing = (Mount(type="bind", source="/no/such/place", options=("rbind",)),)
+            with pytest.raises(
+                Unknown, match="failed to create shim task: failed to mount rootfs component: No such file"
+            ):
+                await world.runtime.create("c", here.new(OWN, "true", rootfs=missing))
+        here.assert_clean()
+
+    main()
+
+
+def test_rootfs_in_use_goes_with_its_task_and_ends_with_its_use(here: Place) -> None:
+    @on_loop
+    async def main() -> None:
+        rootfs = (Mount(type="bind", source=str(here.rootfs), options=("rbind", "rw")),)
+        async with here.world() as world:
+            new = here.new(OWN, "true", rootfs=rootfs)
+            spec = {**json.loads(new.spec.value), "root": {"path": "rootfs"}}
+            task = await world.runtime.create("c", replace(new, spec=TypedBytes(SPEC, json.dumps(spec).encode())))
+            inside = os.open(here.folders.state / here.namespace / "c/rootfs/bin", os.O_RDONLY)
+            try:
+                await task.start()
+                await task.wait()
+                await task.delete()
+                here.assert_clean()
+            finally:
+                os.close(inside)
+
+    main()
