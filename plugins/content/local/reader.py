@@ -13,6 +13,9 @@ from moored.kernel.ports.content import MAX_CHUNK, Digest
 from moored.kernel.workers import Workers, finished
 from moored.plugins.content.local.faults import about
 
+SMALL: Final = 64 << 10
+"""Bytes of a blob that is read whole when it is opened: manifests and configs are."""
+
 
 class LocalReader(Closing):
     """The port's Reader on a file descriptor, which it closes; `closed` is told when it has."""
@@ -27,6 +30,12 @@ class LocalReader(Closing):
         self._fd = fd
         self._open = True
         self._under_way: set[Future[bytes]] = set()
+        self._whole: bytes | None = None
+
+    def take_small(self) -> None:
+        """Read all of a small blob now, on the thread that has opened it: reading it later costs no other turn."""
+        if self._size <= SMALL:
+            self._whole = self._read(0, self._size)
 
     @property
     def digest(self) -> Digest:
@@ -43,11 +52,17 @@ class LocalReader(Closing):
         end = self._end(offset, size)
         if end <= offset:
             return b""
+        if self._whole is not None:
+            return self._whole[offset:end]
         return await self._finish(self._start(offset, min(end, offset + MAX_CHUNK)))
 
     async def chunks(self, offset: int = 0, size: int = 0) -> AsyncGenerator[bytes]:
         """See the port."""
         end = self._end(offset, size) if size else self._end(offset, self._size)
+        if self._whole is not None:
+            if end > offset:
+                yield self._whole[offset:end]
+            return
         at = min(end, offset + MAX_CHUNK)
         ahead = self._start(offset, at) if at > offset else None
         try:
@@ -72,6 +87,10 @@ class LocalReader(Closing):
         if not self._open:
             return
         self._open = False
+        if self._whole is not None:
+            os.close(self._fd)
+            self._told(self)
+            return
         try:
             await self._workers.run(self._close, always=True)
         finally:

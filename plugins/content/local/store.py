@@ -119,6 +119,7 @@ class LocalContentStore:
             made.append(LocalReader(self._workers, good, fd, have, self._readers.discard))
             if size not in (None, have):
                 raise DataLoss(f"content {good} has {have} bytes, {size} wanted")
+            made[0].take_small()
 
         try:
             await self._workers.run(work)

@@ -16,6 +16,7 @@ from moored.kernel.conformance.content import digest_of, get, put
 from moored.kernel.errors import AlreadyExists, DataLoss, FailedPrecondition, NotFound, Unavailable
 from moored.kernel.ports.content import Status
 from moored.plugins.content.local.layout import Layout, read_stamp, stamp
+from moored.plugins.content.local.reader import SMALL
 from moored.plugins.content.local.store import LocalContentStore
 from unit.content.opened import with_store
 
@@ -405,11 +406,27 @@ def test_changed_byte_is_found_by_verify(root: Path, blob: Path) -> None:
     with_store(root, lambda store: fails_with(DataLoss, store.verify(digest), text))
 
 
-def test_blob_that_shrinks_while_open_is_data_loss(root: Path, blob: Path) -> None:
+def test_blob_that_shrinks_while_open_is_data_loss(root: Path) -> None:
+    data = bytes(SMALL + 1)
+
+    async def run(store: LocalContentStore) -> None:
+        digest = await put(store, data)
+        async with await store.reader(digest) as reader:
+            shorten(root / "blobs" / "sha256" / digest.encoded)
+            await fails_with(DataLoss, reader.read_at(0), f"content {digest} has 5 bytes, {len(data)} wanted")
+
+    with_store(root, run)
+
+
+def test_small_blob_is_read_when_it_is_opened(root: Path, blob: Path) -> None:
     async def run(store: LocalContentStore) -> None:
         async with await store.reader(digest_of(DATA)) as reader:
             shorten(blob)
-            await fails_with(DataLoss, reader.read_at(0), f"content {digest_of(DATA)} has 5 bytes, 10 wanted")
+            assert await reader.read_at(2, 5) == DATA[2:7]
+            assert [chunk async for chunk in reader.chunks(7)] == [DATA[7:]]
+            assert [chunk async for chunk in reader.chunks(10)] == []
+        with pytest.raises(FailedPrecondition):
+            await reader.read_at(0)
 
     with_store(root, run)
 
