@@ -241,13 +241,14 @@ class TaskRuntime:
 
     async def _write_exits(self) -> None:
         """Write the exits that were told into their bundles, soon: most tasks are deleted right after their end."""
-        try:
-            await asyncio.sleep(_TO_NOTE)
-        finally:
-            noted, self._noted = self._noted, {}
-            kept = [task for key, task in noted.items() if self._tasks.get(key) is task]
-            if kept:
-                await asyncio.to_thread(_note_all, kept)
+        await asyncio.sleep(_TO_NOTE)
+        await self._write_noted()
+
+    async def _write_noted(self) -> None:
+        noted, self._noted = self._noted, {}
+        kept = [task for key, task in noted.items() if self._tasks.get(key) is task]
+        if kept:
+            await asyncio.to_thread(_note_all, kept)
 
     # --- after a restart ----------------------------------------------------------------------------------------------
 
@@ -350,6 +351,7 @@ class TaskRuntime:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            await self._write_noted()
 
 
 def _note_all(tasks: Sequence[ShimTask]) -> None:
