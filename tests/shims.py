@@ -132,7 +132,11 @@ class Place:
             "ociVersion": "1.0.2",
             "process": {"user": {"uid": 0, "gid": 0}, "args": args, "env": ["PATH=/bin"], "cwd": "/"},
             "root": {"path": str(self.rootfs)},
-            "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"}],
+            "mounts": [
+                {"destination": "/proc", "type": "proc", "source": "proc"},
+                # each needs one of its own, runtimes make links in it
+                {"destination": "/dev", "type": "tmpfs", "source": "tmpfs"},
+            ],
             "linux": {
                 "cgroupsPath": f"/{self.namespace}/{id_}",
                 "namespaces": [{"type": kind} for kind in ("pid", "ipc", "uts", "mount", "network")],

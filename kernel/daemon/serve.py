@@ -153,6 +153,8 @@ def _dump_stacks() -> None:
 def _report(daemon: View, began: float) -> None:
     records = daemon.plugins()
     counts = {outcome: sum(r.outcome is outcome for r in records) for outcome in Outcome}
+    for reason in daemon.unhealthy():
+        log.warning("unhealthy", reason=reason)
     log.info(
         "moored is up",
         version=daemon.version,
@@ -160,8 +162,6 @@ def _report(daemon: View, began: float) -> None:
         seconds=round(time.monotonic() - began, 3),
         plugins=", ".join(f"{count} {outcome.value}" for outcome, count in counts.items() if count),
     )
-    for reason in daemon.unhealthy():
-        log.warning("unhealthy", reason=reason)
 
 
 def _trim() -> None:

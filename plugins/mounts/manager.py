@@ -20,6 +20,7 @@ from typing import Final
 from structlog.typing import FilteringBoundLogger
 
 from moored.kernel import mounts as mounting
+from moored.kernel.boot import boot_id
 from moored.kernel.errors import InvalidArgument, MooredError, NotFound, Unimplemented, Unknown
 from moored.kernel.filters import quote
 from moored.kernel.namespaces import current_namespace
@@ -45,7 +46,6 @@ MAX_MOUNTS: Final = 255
 BUSY_ATTEMPTS: Final = 10
 BUSY_SECONDS: Final = 0.05
 """How often, and with what pause, an unmount is tried of what is in use: others may just be leaving."""
-BOOT: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
 @dataclass(slots=True)
@@ -101,7 +101,7 @@ class RecordingMountManager:
 
     async def start(self) -> None:
         """Undo what was cut off, and forget what an earlier boot had mounted."""
-        boot, note = await asyncio.to_thread(BOOT.read_text), self._state / "boot"
+        boot, note = await asyncio.to_thread(boot_id), self._state / "boot"
         before = await asyncio.to_thread(note.read_text) if note.exists() else ""
         if before != boot:
             await self._records.restart(lambda recorded: False)

@@ -101,6 +101,8 @@ def after(disk: Disk, copy: Path, model: Model, since: int, until: int) -> Check
     """Start a daemon on a copy of the disk and check all of it."""
     with disk.mounted(copy) as place:
         daemon = daemon_on(disk.folder / f"daemon-{copy.name}", place)
+        # As if the machine had started anew.
+        (daemon.root / "io.containerd.content.v1.content" / "boot").write_text("00000000-0000-4000-8000-000000000000")
         checker = Checker(daemon, model, SNAPSHOTTER, power_cut=True)
 
         async def check() -> None:

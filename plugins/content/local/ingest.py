@@ -1,8 +1,9 @@
 """One ingest on disk; every call blocks, and no two overlap, except `hashed`.
 
 An ingest is begun by making its folder and, last, `data`; it ends by `data` going away, to the blobs or for good,
-before the rest. Killed in between, it is not whole, and whoever meets it next removes it. Errors are OSError unless
-named.
+before the rest. Killed in between, it is not whole, and whoever meets it next removes it. Of `data`, the bytes that
+`synced` counts outlast the machine: behind them a power cut may leave anything, zeros as well. Errors are OSError
+unless named.
 """
 
 from __future__ import annotations
@@ -26,12 +27,14 @@ from moored.plugins.content.local.layout import (
     folder,
     open_file,
     open_folder,
+    read_count,
     read_small,
     read_stamp,
     stamp,
     write_small,
 )
 
+SYNCED: Final = "synced"
 _WRITABLE: Final = 0o644
 _HURRY: Final = 8 << 20
 """Bytes after which the disk is told to begin."""
@@ -61,7 +64,7 @@ class Ingest:
         self._data: Final = data_fd
         self._hasher = hasher
         self._unsynced = False
-        self._hurried = 0
+        self._synced = self._hurried = 0
         self.begun = self.gone = False
         self.offset = 0
         self.total = 0
@@ -130,6 +133,11 @@ class Ingest:
         hasher = hashlib.new(self._hasher.name)
         if hash_file(self._data, hasher, size, stop) != size:
             raise DataLoss(f"ingest {self.ref!r} has fewer than {size} bytes on disk")
+        if size < self._synced:
+            # Other bytes will stand where these were: they must never count as durable because those did.
+            os.unlink(SYNCED, dir_fd=self.folder)
+            os.fsync(self.folder)
+            self._synced = 0
         os.ftruncate(self._data, size)
         self._unsynced = True
         self._hasher = hasher
@@ -166,6 +174,9 @@ class Ingest:
         """Make the bytes durable and note when they were written, so that the ingest can be resumed. Raises Unsafe."""
         if self._unsynced:
             self._sync()
+        if self.offset > self._synced:
+            with suppress(OSError, FailedPrecondition):  # fewer count
+                write_small(self.folder, SYNCED, str(self.offset).encode())
         with suppress(OSError, FailedPrecondition):  # the time of `data` itself stands in
             write_small(self.folder, "updatedat", stamp(self.updated_at))
 
@@ -231,6 +242,7 @@ def _resume(folder_fd: int, ref: str, total: int, algorithm: str, stop: Stop) ->
         ingest = Ingest(ref, folder_fd, data, hashlib.new(algorithm))
         ingest.offset = hash_file(data, ingest._hasher, None, stop)
         ingest._hurried = ingest.offset
+        ingest._synced = read_count(folder_fd, SYNCED)
         ingest.total, ingest.started_at, ingest.updated_at = known, status.started_at, status.updated_at
         if known != status.total:
             write_small(folder_fd, "total", str(known).encode())
@@ -284,14 +296,31 @@ def read_status(parent: int, name: str) -> Status | None:
         os.close(folder_fd)
 
 
+def forget_unsynced(parent: int, name: str) -> int:
+    """Cut an ingest, by its folder's name, to the bytes that a power cut leaves; give how many go."""
+    folder_fd = open_folder(parent, name)
+    try:
+        data = _open_data(folder_fd)
+        try:
+            # With two names it is a blob, which is whole.
+            found, sure = os.fstat(data), read_count(folder_fd, SYNCED)
+            if found.st_nlink != 1 or found.st_size <= sure:
+                return 0
+            os.ftruncate(data, sure)
+            return found.st_size - sure
+        finally:
+            os.close(data)
+    finally:
+        os.close(folder_fd)
+
+
 def _status(folder_fd: int, ref: str, data: os.stat_result) -> Status:
-    total = (read_small(folder_fd, "total", 20) or b"").decode("ascii", "replace")
     started = read_stamp(folder_fd, "startedat") or data.st_ctime_ns
     updated = read_stamp(folder_fd, "updatedat") or started
     return Status(
         ref=ref,
         offset=data.st_size,
-        total=int(total) if total.isascii() and total.isdigit() else 0,
+        total=read_count(folder_fd, "total"),
         started_at=started,
         updated_at=max(updated, data.st_mtime_ns),
     )

@@ -5,6 +5,8 @@
                         /data    the bytes so far; made last, and moved to blobs/ by the commit
                         /startedat, /updatedat    RFC 3339 with up to nine digits of a second
                         /total   decimal; only where a total is known
+                        /synced  decimal: so many bytes of data are durable; only where some are
+    boot                         the boot in which the folder was last in use
 
 Folders are 0755. Everything below the root is reached through descriptors of its folder and never through a symbolic
 link. An ingest is whole if `data` and a matching `ref` are there; the other files have fallbacks.
@@ -127,6 +129,12 @@ def read_small(parent: int, name: str, limit: int) -> bytes | None:
     finally:
         os.close(fd)
     return data if len(data) <= limit else None
+
+
+def read_count(parent: int, name: str) -> int:
+    """Read a small file with a decimal number; 0 if there is no good one."""
+    text = (read_small(parent, name, 20) or b"").decode("ascii", "replace")
+    return int(text) if text.isascii() and text.isdigit() else 0
 
 
 def write_small(parent: int, name: str, data: bytes) -> None:

@@ -11,14 +11,15 @@ from pathlib import Path
 
 from structlog.typing import FilteringBoundLogger
 
+from moored.kernel.boot import boot_id
 from moored.kernel.errors import DataLoss, InvalidArgument, NotFound, Unimplemented
 from moored.kernel.filters import Filter, MappingAdaptor, compile_filters
 from moored.kernel.ports.content import CANONICAL, MAX_REF_BYTES, Digest, Info, Status
 from moored.kernel.workers import Stop, Workers
 from moored.plugins.content.local.blobs import Blobs
 from moored.plugins.content.local.faults import about
-from moored.plugins.content.local.ingest import ingest_name, names, read_status, remove_entry
-from moored.plugins.content.local.layout import Layout
+from moored.plugins.content.local.ingest import forget_unsynced, ingest_name, names, read_status, remove_entry
+from moored.plugins.content.local.layout import Layout, read_small, write_small
 from moored.plugins.content.local.reader import LocalReader
 from moored.plugins.content.local.writer import Ingests, LocalWriter, shown
 
@@ -56,14 +57,25 @@ async def open_store(
 
 def _recover(layout: Layout, blobs: Blobs, log: FilteringBoundLogger) -> None:
     blobs.settle()
+    boot = boot_id().encode()
+    before = read_small(layout.root, "boot", len(boot))
     for name in names(layout.ingest):
         try:
             if read_status(layout.ingest, name) is None:
                 remove_entry(layout.ingest, name)
                 log.info("removed an ingest that is not whole", ingest=name)
+            elif before not in (None, boot) and (size := forget_unsynced(layout.ingest, name)):
+                log.info("cut an ingest to what is durable, the machine was restarted", ingest=name, bytes=size)
         except OSError as error:
             # One bad ingest must not keep all content from being served; its own ref will meet the error again.
             log.warning("cannot look after an ingest", ingest=name, error=os.strerror(error.errno or 0))
+    if before != boot:
+        try:
+            write_small(layout.root, "boot", boot)
+            os.fsync(layout.root)
+        except OSError as error:
+            # A full disk must not keep content from being deleted; the next start only cuts more than it has to.
+            log.warning("cannot note the boot", reason=os.strerror(error.errno or 0))
 
 
 class LocalContentStore:

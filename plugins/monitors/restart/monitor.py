@@ -115,7 +115,9 @@ class RestartMonitor:
             state = await self._tasks.get(container.id)
         except NotFound:
             state = None
-        wanted = container.labels[STATUS]
+        # Whoever ends or starts a task for good writes the label first: the one of the list may be older than the state.
+        container = await self._objects.containers.get(container.id)
+        wanted = container.labels.get(STATUS, "")
         if state is not None and state.status.name.lower() == wanted:
             self._as_wanted(name)
         elif wanted == "running":

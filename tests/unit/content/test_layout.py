@@ -74,13 +74,49 @@ def test_blob_is_a_read_only_file_named_by_its_digest(root: Path) -> None:
 
 def test_ingest_is_a_folder_named_by_the_hash_of_its_ref(ingest: Path) -> None:
     assert mode(ingest) == 0o755
-    assert sorted(file.name for file in ingest.iterdir()) == ["data", "ref", "startedat", "total", "updatedat"]
+    assert sorted(file.name for file in ingest.iterdir()) == ["data", "ref", "startedat", "synced", "total", "updatedat"]
     assert (ingest / "ref").read_text() == REF
     assert (ingest / "total").read_text() == "20"
     assert (ingest / "data").read_bytes() == DATA
     started = (ingest / "startedat").read_text()
     assert started.startswith("20")
     assert started.endswith("Z")
+
+
+def offset_after_a_crash(root: Path, ingest: Path, *, machine: bool) -> int:
+    """What is left of the ingest once three more bytes, which nobody synced, were written and all came down."""
+    with (ingest / "data").open("ab") as file:
+        file.write(b"abc")
+    if machine:
+        (root / "boot").write_text("00000000-0000-4000-8000-000000000000")
+    return offset_on_resume(root)
+
+
+def test_bytes_that_are_not_durable_are_kept_while_the_machine_runs(root: Path, ingest: Path) -> None:
+    assert offset_after_a_crash(root, ingest, machine=False) == len(DATA) + 3
+
+
+def test_bytes_that_are_not_durable_are_cut_off_after_a_power_cut(root: Path, ingest: Path) -> None:
+    assert offset_after_a_crash(root, ingest, machine=True) == len(DATA)
+    # Noted: once is enough.
+    assert offset_after_a_crash(root, ingest, machine=False) == len(DATA) + 3
+
+
+def test_bytes_written_over_durable_ones_are_not_taken_for_them(root: Path, ingest: Path) -> None:
+    async def begin_anew(store: LocalContentStore) -> None:
+        async with await store.writer(REF) as writer:
+            await writer.truncate(4)
+            await writer.write(DATA)
+            assert not (ingest / "synced").exists()
+
+    with_store(root, begin_anew)
+    assert (ingest / "synced").read_text() == "14"
+
+
+def test_ingest_of_which_nothing_is_known_to_be_durable_begins_anew_after_a_power_cut(root: Path, ingest: Path) -> None:
+    (ingest / "synced").unlink()
+
+    assert offset_after_a_crash(root, ingest, machine=True) == 0
 
 
 def test_ingest_without_a_total_has_no_file_for_it(root: Path) -> None:

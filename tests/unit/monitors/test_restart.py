@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -281,6 +281,34 @@ async def test_ended_task_that_is_to_be_stopped_stays_for_its_client(tmp_path: P
         found = await watch.state()
         assert found is not None
         assert found.status is Status.STOPPED
+
+
+@pytest.mark.parametrize(
+    ("listed", "then", "status"), [("running", "stopped", "STOPPED"), ("stopped", "running", "RUNNING")]
+)
+@on_loop
+async def test_label_that_changes_before_the_task_does_decides(
+    listed: str, then: str, status: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with watched(tmp_path) as watch:
+        tasks, containers = watch.world.tasks, watch.world.objects.containers
+        container = await watch.world.container("c1", labels=labels(status=listed))
+        await watch.run()
+        if then == "stopped":
+            await watch.kill()
+        get = tasks.get
+
+        async def late(id_: str) -> ProcessState:
+            changed = replace(container, labels=labels(status=then))
+            await containers.update(changed, [f"labels.{PREFIX}status"])
+            return await get(id_)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(tasks, "get", late)
+            await watch.look()
+        found = await watch.state()
+        assert found is not None
+        assert found.status is Status[status]
 
 
 @on_loop
