@@ -23,7 +23,9 @@ from e2e.images import oci_archive
 from leftovers import Place, nothing_left
 
 IMAGE = "docker.io/test/busybox:latest"
-COMMANDS = "cat cut echo env grep head hostname id ip kill ls mkdir mount ps pwd rm sh sleep stty sync touch tr tty wc"
+COMMANDS = (
+    "cat cut echo env grep head hostname id ip kill ls mkdir mount ps pwd rm sh sleep stty sync tail touch tr tty wc"
+)
 SECONDS = 20.0
 
 
@@ -40,6 +42,11 @@ def short_folder() -> Iterator[Path]:
 
 def busybox_image(folder: Path) -> Path:
     """An archive of an image with one program under many names, some users, and little else."""
+    return oci_archive(folder / "busybox.tar", [busybox_layer()])
+
+
+def busybox_layer() -> bytes:
+    """The tar of its root file system."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as archive:
         for name in ("bin", "dev", "etc", "proc", "root", "sys", "tmp"):
@@ -51,7 +58,7 @@ def busybox_image(folder: Path) -> Path:
             archive, "etc/passwd", tarfile.REGTYPE, 0o644, b"root:x:0:0::/root:/bin/sh\nanna:x:1000:1001::/:/bin/sh\n"
         )
         _member(archive, "etc/group", tarfile.REGTYPE, 0o644, b"root:x:0:\nanna:x:1001:\n")
-    return oci_archive(folder / "busybox.tar", [out.getvalue()])
+    return out.getvalue()
 
 
 def _member(archive: tarfile.TarFile, name: str, type_: bytes, mode: int, data: bytes = b"") -> None:
