@@ -59,7 +59,7 @@ def containerd(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 
 @pytest.mark.root
 @pytest.mark.peer
-@every_check(checks(), BY_ANY_WIRE | BY_CONTAINERD)
+@every_check(checks(), BY_ANY_WIRE | BY_CONTAINERD, races=["abort_and_commit_race"])
 def test_containerd(check: Check, containerd: str) -> None:
     async def run() -> None:
         async with namespace_of(containerd), remote(containerd) as store:

@@ -60,8 +60,9 @@ def test_layers_of_a_strange_type_are_unpacked_by_the_operators_program(tmp_path
 def test_failing_program_is_what_the_client_is_told(tmp_path: Path) -> None:
     archive = oci_archive(tmp_path / "image.tar", LAYERS, XZ, lzma.compress)
     with both(tmp_path, config_for(tmp_path, "cat > /dev/null; echo no licence left >&2; exit 3")) as addresses:
-        for address in addresses:
-            with pytest.raises(AssertionError, match="no licence left"):
+        # containerd may see the end of the output before it knows how the program ended.
+        for address, text in zip(addresses, ("no licence left|wrong diff id", "no licence left"), strict=True):
+            with pytest.raises(AssertionError, match=text):
                 imported(address, archive, CTRS[0])
 
 
