@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Final
 
@@ -137,6 +138,15 @@ class Daemon:
     async def check(self) -> daemon_pb2.CheckResponse:
         """What the files on disk would change."""
         return await self._calls.unary(self._stub.Check, daemon_pb2.CheckRequest())
+
+    async def backup(self) -> AsyncGenerator[bytes]:
+        """Yield the pieces of a file with a copy of all metadata, as it is at one moment after the call.
+
+        Raises ResourceExhausted where the daemon has no room to make it.
+        """
+        async with aclosing(self._calls.server_stream(self._stub.Backup, daemon_pb2.BackupRequest())) as pieces:
+            async for piece in pieces:
+                yield piece.data
 
 
 def _plugin(message: introspection_pb2.Plugin) -> PluginInfo:

@@ -95,10 +95,12 @@ def _collecting(number: int, ended: threading.Event) -> list[Callable[[Link], Cl
 
 
 def collect(running: Running, number: int, _scale: float) -> Values:
-    """Seconds of a collection that a client waits for, and what the creates beside it had to wait."""
+    """Seconds of a collection that a client waits for, alone and with a writer beside it; what that one had to wait."""
+    alone, _ = run(running.address, _collecting(-1 - number, threading.Event())[:1], namespace=NAMESPACE)
     seconds, taken = run(running.address, _collecting(number, threading.Event()), namespace=NAMESPACE)
     waits = sorted(taken)[:-1]  # the longest is the collection itself
     return {
+        "gc_alone_s": alone,
         "gc_s": seconds,
         "gc_write_max_ms": waits[-1] * 1e3,
         "gc_write_p50_ms": statistics.median(waits) * 1e3,

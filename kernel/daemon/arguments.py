@@ -2,7 +2,8 @@
 
 An installed command is an entry point in the group `moored.commands`: its name is the command, its value a function
 that takes the decoded command line and returns the exit status. It is imported only when it is called for. Besides what
-`parse` gives, the command line has `folders`, a function that gives the daemon's root and state.
+`parse` gives, the command line has `folders`, a function that gives the daemon's root and state, and `socket`, one that
+gives the path of its gRPC socket, "" where that is the default.
 """
 
 from __future__ import annotations

@@ -74,6 +74,7 @@ class _Commands:
             sys.stderr.write(f"moored: command {args.command!r} cannot be imported: {describe(error)}\n")
             return 1
         args.folders = lambda: _folders(args)
+        args.socket = lambda: _socket(args)
         return command(args)
 
 
@@ -83,6 +84,12 @@ def _folders(args: argparse.Namespace) -> tuple[Path, Path]:
     if config.main is None:
         raise InvalidArgument("the config has errors, `moored config check` lists them")
     return Path(config.main.root), Path(config.main.state)
+
+
+def _socket(args: argparse.Namespace) -> str:
+    """The gRPC socket that files and flags name; "" where they leave it at its default."""
+    listener = read_config(args).tree.get("plugins", {}).get("io.containerd.server.v1.grpc", {})
+    return str(listener.get("address", ""))
 
 
 def _config_verb(args: argparse.Namespace) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol, runtime_checkable
 
 from moored.kernel.plugin import PluginType
 from moored.kernel.ports.metadata import Database
@@ -22,6 +22,18 @@ class DatabaseOpener(Protocol):
         """Open the database in `folder`; both are made, for this user only, where they are missing.
 
         The caller closes it before the opener's plugin stops, which the kernel sees to for plugins that require it.
+        """
+
+
+@runtime_checkable
+class Backups(Protocol):
+    """What an opener offers besides, whose databases can be copied while they are written to."""
+
+    async def backup(self) -> BinaryIO:
+        """Give a file, for reading from its beginning, with a copy of every database that is open.
+
+        All copies are of one moment after the call. The file has no name and is the caller's to close. Raises
+        ResourceExhausted where there is no room for it, Unavailable if a database has stopped.
         """
 
 

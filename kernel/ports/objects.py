@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -26,6 +26,25 @@ class Collection:
     removed: Mapping[str, int]
     next_expiry: int | None = None
     """When the next of the objects that are there will have expired, nanoseconds since 1970; None for none."""
+
+
+class Collectable(Protocol):
+    """A thing outside of the database that a collection ends when nothing keeps it."""
+
+    @property
+    def namespace(self) -> str:
+        """Whose it is; "" for nobody's."""
+
+    @property
+    def name(self) -> str:
+        """What labels call it, unique among those of its kind in the namespace."""
+
+    @property
+    def lease(self) -> str:
+        """The lease that it is under, which keeps it while it lasts; "" for what is kept for its own sake."""
+
+    async def close(self) -> None:
+        """End it; again is harmless."""
 
 
 class Objects(Protocol):
@@ -55,6 +74,15 @@ class Objects(Protocol):
 
     async def collect(self) -> Collection:
         """Remove all that no root reaches (contracts/semantics.md 5): records first, then what the raw stores hold."""
+
+    def collectable(self, kind: str, listed: Callable[[], Iterable[Collectable]]) -> Callable[[], None]:
+        """Have collections end, of the things that `listed` gives, those that nothing keeps; the result ends that.
+
+        What is kept: things under no lease, those of leases that have not expired, and those that a label
+        `containerd.io/gc.ref.KIND`, `...KIND.x` or `...KIND/x` of an object that is kept names. `listed` is called on
+        the event loop. Raises AlreadyExists if there are such things already, InvalidArgument for a kind of the
+        database's own.
+        """
 
     def on_change(self, listener: Callable[[bool], None]) -> Callable[[], None]:
         """Call `listener(deleted)` on the event loop after every write; the result ends that."""

@@ -32,7 +32,8 @@ class StreamManager(Protocol):
     """The open streams by namespace and name; names are any text.
 
     A name stays taken until the consumer closes the stream, whatever the client does. A stream that was registered
-    under a lease is closed with it. The number of streams is bounded; beyond it those whose client is gone make room.
+    under a lease is closed by a collection once that is gone and no label names the stream. The number of streams is
+    bounded; beyond it those whose client is gone make room.
     """
 
     async def register(self, name: str, stream: Stream) -> Stream:

@@ -1,12 +1,15 @@
-"""`moored metadata import|export`: carries containerd's metadata files to this daemon and back, while it is stopped.
+"""`moored metadata import|export|backup|restore`: metadata carried from containerd and back, and copies of it.
 
     moored --root DIR metadata import /var/lib/containerd        meta.db and every snapshotter's metadata.db
     moored --root DIR metadata import FILE                       a meta.db alone
     moored --root DIR metadata export FILE|FOLDER                the same way back
+    moored --root DIR metadata backup FILE                       all databases in one file (`saving`)
+    moored --root DIR metadata restore FILE                      and back
 
-Only names, labels and relations are carried. Blobs and snapshots lie in the same folders under both daemons: move or
-link `io.containerd.content.v1.content` and `io.containerd.snapshotter.v1.*/snapshots` beside the metadata before either
-daemon starts, or its garbage collector finds records without files.
+All but `backup` are for a daemon that is stopped. Import and export carry only names, labels and relations. Blobs and
+snapshots lie in the same folders under both daemons: move or link `io.containerd.content.v1.content` and
+`io.containerd.snapshotter.v1.*/snapshots` beside the metadata before either daemon starts, or its garbage collector
+finds records without files.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from moored.kernel.errors import AlreadyExists, FailedPrecondition, MooredError,
 from moored.kernel.folderlock import FolderLock
 from moored.plugins.metadata.bbolt.copy import export_file, import_file
 from moored.plugins.metadata.lmdb.database import LmdbDatabase
+from moored.plugins.metadata.saving import backup, restore
 
 OBJECTS = "io.containerd.metadata.v1.bolt"
 SNAPSHOTTERS = "io.containerd.snapshotter.v1."
@@ -47,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     own = _parser().parse_args(args.rest)
     try:
         root, _state = args.folders()
-        carried = _import(own.source, root) if own.verb == "import" else _export(own.target, root)
+        carried = _verb(own, root, args)
     except (MooredError, OSError) as error:
         sys.stderr.write(f"moored: {error}\n")
         return 1
@@ -56,13 +60,31 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _verb(own: argparse.Namespace, root: Path, args: argparse.Namespace) -> list[str]:
+    match own.verb:
+        case "import":
+            return _import(own.source, root)
+        case "export":
+            return _export(own.target, root)
+        case "backup":
+            return backup(root, own.file, args.socket())
+        case _:
+            return restore(own.file, root)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="moored metadata", description="Carry containerd's metadata over and back.")
+    parser = argparse.ArgumentParser(
+        prog="moored metadata", description="Carry containerd's metadata over and back, and copy the daemon's own."
+    )
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     imported = verbs.add_parser("import", help="take over the metadata of a stopped containerd")
     imported.add_argument("source", type=Path, metavar="FILE|ROOT", help="a meta.db, or containerd's root folder")
     exported = verbs.add_parser("export", help="write the metadata as containerd's files")
     exported.add_argument("target", type=Path, metavar="FILE|ROOT", help="a new file, or an existing folder")
+    saved = verbs.add_parser("backup", help="write a copy of all metadata, also while the daemon runs")
+    saved.add_argument("file", type=Path, metavar="FILE", help="a new file")
+    restored = verbs.add_parser("restore", help="put a copy back into a root that has no metadata")
+    restored.add_argument("file", type=Path, metavar="FILE", help="what backup has written")
     return parser
 
 

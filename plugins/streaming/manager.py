@@ -1,16 +1,14 @@
-"""The open streams by namespace and name, closed with their leases."""
+"""The open streams by namespace and name; collections close those that nothing keeps."""
 
 from __future__ import annotations
 
-import asyncio
-from contextlib import suppress
 from types import TracebackType
 from typing import Final, Self
 
-from moored.kernel.errors import MooredError, NotFound, ResourceExhausted, Unknown
-from moored.kernel.namespaces import bind, current_lease, namespace_or_empty
+from moored.kernel.errors import NotFound, ResourceExhausted, Unknown
+from moored.kernel.namespaces import current_lease, namespace_or_empty
 from moored.kernel.payloads import Packed
-from moored.kernel.ports.leases import LeaseManager
+from moored.kernel.ports.objects import Collectable
 from moored.kernel.ports.streaming import Stream
 
 MAX_STREAMS: Final = 4096
@@ -22,25 +20,17 @@ _Key = tuple[str, str]
 class LeasedStreams:
     """The StreamManager. An async context manager; on one event loop."""
 
-    def __init__(self, leases: LeaseManager, max_streams: int = MAX_STREAMS) -> None:
-        self._leases = leases
+    def __init__(self, max_streams: int = MAX_STREAMS) -> None:
         self._max = max_streams
         self._streams: dict[_Key, _Managed] = {}
-        self._changed = asyncio.Event()
-        self._watch: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
-        self._watch = asyncio.create_task(self._follow_leases(), name="stream leases")
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        assert self._watch is not None
-        self._watch.cancel()
-        with suppress(asyncio.CancelledError):
-            await self._watch
-        for stream in list(self._streams.values()):
+        for stream in self.listed():
             await stream.close()
 
     async def register(self, name: str, stream: Stream) -> Stream:
@@ -77,36 +67,17 @@ class LeasedStreams:
         if self._streams.get(key) is stream:
             del self._streams[key]
 
-    def changed(self, deleted: bool) -> None:
-        """Take notice of a write to the object database: a lease may be gone."""
-        if deleted:
-            self._changed.set()
-
-    async def _follow_leases(self) -> None:
-        while True:
-            await self._changed.wait()
-            self._changed.clear()
-            for stream in [one for one in self._streams.values() if one.lease]:
-                if await self._is_gone(stream):
-                    await stream.close()
-
-    async def _is_gone(self, stream: _Managed) -> bool:
-        try:
-            with bind(stream.key[0]):
-                await self._leases.resources(stream.lease)
-        except NotFound:
-            return True
-        except MooredError:
-            return False  # a namespace that can have no leases, or a store that has stopped
-        return False
+    def listed(self) -> list[Collectable]:
+        """Give all of them, for `Objects.collectable`."""
+        return list(self._streams.values())
 
 
 class _Managed:
     """A client's stream that frees its name when it is closed."""
 
     def __init__(self, manager: LeasedStreams, key: _Key, lease: str, inner: Stream) -> None:
-        self.key: Final = key
-        self.lease: Final = lease
+        self.namespace, self.name = key
+        self.lease = lease
         self.abandoned = False
         self._manager = manager
         self._inner = inner
@@ -121,5 +92,5 @@ class _Managed:
 
     async def close(self) -> None:
         """See Stream."""
-        self._manager.forget(self.key, self)
+        self._manager.forget((self.namespace, self.name), self)
         await self._inner.close()

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from typing import Final
 
 from moored.kernel.plugin import InitContext, Registration
 from moored.kernel.ports.objects import METADATA
 from moored.kernel.ports.streaming import STREAMING, StreamManager
+
+STREAM: Final = "stream"
+"""What labels and the metrics of collections call them."""
 
 
 @asynccontextmanager
@@ -15,9 +19,8 @@ async def open_(ctx: InitContext[None]) -> AsyncGenerator[StreamManager]:
     """Keep streams until the end, and close what is left then."""
     from moored.plugins.streaming.manager import LeasedStreams
 
-    objects = ctx.one(METADATA)
-    async with LeasedStreams(objects.leases) as manager:
-        end = objects.on_change(manager.changed)
+    async with LeasedStreams() as manager:
+        end = ctx.one(METADATA).collectable(STREAM, manager.listed)
         try:
             yield manager
         finally:

@@ -15,7 +15,9 @@ REFUSED = f"{LAYERS}::test_layer_is_refused"
 SERVED = "fault/test_hostile_layers.py"
 IMAGES = "fault/test_hostile_images.py"
 IMPORT = f"{IMAGES}::test_broken_image_is_refused_and_leaves_nothing"
-DAEMON = f"{IMAGES}::test_daemon_that_imports_refuses_broken_images"
+DAEMON = "fault/test_hostile_imports.py::test_broken_image_is_refused_at_import_and_leaves_nothing"
+"""By the project's own client."""
+BY_CTR = f"{IMAGES}::test_daemon_that_imports_refuses_broken_images"
 DOCUMENTS = "unit/imagespec/test_documents.py"
 CALLS = "fault/test_hostile_calls.py"
 DISKS = "fault/test_daemon_disks.py"
@@ -123,16 +125,29 @@ ROWS: Final[Mapping[int, tuple[str, ...]]] = {
     ),
     43: (
         f"{DAEMON}[43 inline data of another digest]",
+        f"{DAEMON}[43 inline data that is no base64]",
+        "fault/test_hostile_imports.py::test_43_inline_data_of_its_digest_is_taken",
         f"{DOCUMENTS}::test_other_bytes_than_the_digest_says_are_refused_inline_too",
     ),
     44: (f"{IMPORT}[44 large manifest.json]", f"{DAEMON}[44 large manifest.json]"),
     45: (
-        f"{DAEMON}[45 large index.json]",
+        f"{DAEMON}[45 index.json of 9 MiB]",
+        f"{DAEMON}[45 index.json of 300 MiB]",
         f"{DOCUMENTS}::test_a_document_of_too_many_bytes_is_refused_unread",
     ),
-    46: (f"{DAEMON}[46 deep json]", f"{DOCUMENTS}::test_documents_nested_a_million_deep_are_refused"),
-    47: (f"{DAEMON}[47 chain of indexes]", f"{DOCUMENTS}::test_a_chain_of_indexes_deeper_than_the_limit_is_refused"),
+    46: (
+        f"{DAEMON}[46 deep json]",
+        f"{DAEMON}[46 deep json in a field]",
+        f"{DOCUMENTS}::test_documents_nested_a_million_deep_are_refused",
+    ),
+    47: (
+        f"{DAEMON}[47 chain of indexes]",
+        f"{DAEMON}[47 chain of 17 indexes]",
+        f"{DOCUMENTS}::test_a_chain_of_indexes_deeper_than_the_limit_is_refused",
+    ),
     48: (
+        f"{DAEMON}[48 24 levels that double]",
+        "fault/test_hostile_imports.py::test_48_indexes_that_double_within_the_depth_are_read_once_each",
         f"{IMAGES}::test_48_indexes_that_double_at_each_level_are_read_once",
         f"{DOCUMENTS}::test_an_index_that_doubles_at_each_level_is_read_once_a_level",
     ),
@@ -142,7 +157,7 @@ ROWS: Final[Mapping[int, tuple[str, ...]]] = {
         f"{DOCUMENTS}::test_a_malformed_manifest_is_refused_with_the_fault",
     ),
     51: (f"{IMAGES}::test_51_two_hundred_layers_can_be_mounted",),
-    52: (f"{DAEMON}[52 50000 layers of a docker archive]",),
+    52: (f"{DAEMON}[52 50000 layers of a docker archive]", f"{BY_CTR}[52 50000 layers of a docker archive]"),
     53: tuple(
         f"{where}[53 docker archive with {row}]"
         for where in (IMPORT, DAEMON)

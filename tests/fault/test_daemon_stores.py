@@ -7,15 +7,18 @@ import os
 import random
 import shutil
 import struct
-from collections.abc import Callable
+import subprocess
+import time
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import pytest
 
-from daemons import Daemon
-from fault.test_hostile_calls import OK, Client
+from daemons import START_SECONDS, Daemon
+from fault.test_hostile_calls import EMPTY, OK, Client
 from moored.api.services.content.v1 import content_pb2
 from moored.api.services.images.v1 import images_pb2
+from moored.api.services.leases.v1 import leases_pb2
 
 DATA = b"kept"
 DIGEST = f"sha256:{hashlib.sha256(DATA).hexdigest()}"
@@ -40,11 +43,13 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def daemon(tmp_path: Path, original: Path) -> Daemon:
+def daemon(tmp_path: Path, original: Path) -> Generator[Daemon]:
     """A daemon with a copy of that root, not started."""
     made = Daemon(tmp_path)
     shutil.copytree(original, made.root)
-    return made
+    yield made
+    if made.process is not None and made.process.poll() is None:
+        made.stop()
 
 
 def metadata(daemon: Daemon) -> Path:
@@ -121,6 +126,42 @@ def first_page(path: Path) -> None:
         file.write(random.Random(3).randbytes(PAGE))
 
 
+def flipped(data: bytes, numbers: random.Random) -> bytes:
+    """The same with some bits turned over."""
+    changed = bytearray(data)
+    pages = len(data) // PAGE
+    somewhere = numbers.randrange(pages)
+    for _ in range(numbers.choice((1, 1, 8, 64))):
+        page = numbers.choice((somewhere, numbers.randrange(4), numbers.randrange(pages)))
+        changed[page * PAGE + numbers.randrange(numbers.choice((64, 512, PAGE)))] ^= 1 << numbers.randrange(8)
+    return bytes(changed)
+
+
+def odd_image() -> images_pb2.CreateImageRequest:
+    return images_pb2.CreateImageRequest(image=images_pb2.Image(name="new", target=EMPTY))
+
+
+def asked(daemon: Daemon) -> set[str]:
+    """The codes of calls that read or write much of the metadata."""
+    with daemon.channel() as channel:
+        client = Client(channel, "ns")
+        calls = (
+            (client.images.List, images_pb2.ListImagesRequest()),
+            (client.content.List, content_pb2.ListContentRequest()),
+            (client.images.Create, odd_image()),
+            (client.leases.Create, leases_pb2.CreateRequest(id="collect")),
+        )
+        return {client.fails(call, request)[0] for call, request in calls}
+
+
+def wait_for_a_word(daemon: Daemon, process: subprocess.Popen[bytes]) -> None:
+    """Wait until it is up or has ended."""
+    deadline = time.monotonic() + START_SECONDS
+    while process.poll() is None and "moored is up" not in daemon.text():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 DAMAGES: dict[str, Callable[[Daemon], object]] = {
     "127 empty": lambda daemon: os.truncate(database(daemon), 0),
     "127 no file": lambda daemon: database(daemon).unlink(),
@@ -154,6 +195,31 @@ def test_daemon_does_not_start_on_damaged_metadata_and_touches_nothing(daemon: D
     shutil.rmtree(metadata(daemon))
     copy.rename(metadata(daemon))
     assert len(whole(daemon)) == 50
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("part", range(4))
+def test_flipped_bits_end_the_start_with_a_reason_or_harm_only_what_they_hit(daemon: Daemon, part: int) -> None:
+    """One bit, or some of one page or of all: each start works, or says that the metadata is damaged."""
+    whole_file = database(daemon).read_bytes()
+    for seed in range(part * 6, part * 6 + 6):
+        database(daemon).write_bytes(flipped(whole_file, random.Random(seed)))
+        daemon.log.unlink(missing_ok=True)
+        process = daemon.spawn()
+        wait_for_a_word(daemon, process)
+
+        if process.poll() is None:
+            assert "OK" in asked(daemon), f"seed {seed}:\n{daemon.text()}"
+            assert daemon.stop() == 0, f"seed {seed}:\n{daemon.text()}"
+        else:
+            assert process.returncode == 1, f"seed {seed}: {process.returncode}\n{daemon.text()}"
+            assert "restore the folder from a copy" in daemon.text(), f"seed {seed}:\n{daemon.text()}"
+            assert str(metadata(daemon)) in daemon.text()
+        # Nothing that nobody expected ended it, and no plugin failed but by saying what is damaged.
+        lines = daemon.text().splitlines()
+        failed = [line for line in lines if 'msg="plugin failed"' in line]
+        assert not any(line.startswith(("Traceback", "Fatal Python error")) for line in lines), f"seed {seed}"
+        assert all('reason="DataLoss: ' in line for line in failed), f"seed {seed}:\n{daemon.text()}"
 
 
 def test_129_last_transaction_whose_meta_page_is_lost_has_not_been(daemon: Daemon) -> None:

@@ -128,30 +128,30 @@ SERVED: dict[str, Callable[[], bytes]] = {
     "42 config that is a layer": lambda: archive(layout(manifest_of(PLAIN, PLAIN), [PLAIN])),
     "42 no layers": lambda: archive(layout({**manifest_of(GOOD), "layers": None}, [GOOD])),
     "42 schema version 99": lambda: archive(layout({**manifest_of(GOOD, PLAIN), "schemaVersion": 99}, [GOOD, PLAIN])),
-    "43 inline data of another digest": lambda: _indexed([{**described(Blob(MANIFEST, b"{}")), "data": "W10="}], []),
+    "43 inline data of another digest": lambda: indexed([{**described(Blob(MANIFEST, b"{}")), "data": "W10="}], []),
     "45 large index.json": lambda: archive(
         {"oci-layout": b'{"imageLayoutVersion": "1.0.0"}', "index.json": b" " * (40 << 20)}
     ),
-    "47 chain of indexes": lambda: _chained(300),
+    "47 chain of indexes": lambda: chained(300),
     "50 5000 equal layers": lambda: _image(config_of(*[TAR.diff_id] * 5000), *[PLAIN] * 5000),
     "52 50000 layers of a docker archive": lambda: _docker({}, "config.json", layers=50_000),
 }
 """What the daemon itself refuses where it imports."""
 
 
-def _indexed(entries: list[dict[str, Any]], blobs: list[Blob]) -> bytes:
+def indexed(entries: list[dict[str, Any]], blobs: list[Blob]) -> bytes:
     files = {"oci-layout": b'{"imageLayoutVersion": "1.0.0"}'}
     files["index.json"] = json.dumps({"schemaVersion": 2, "manifests": entries}).encode()
     return archive(files | {f"blobs/sha256/{blob.digest.partition(':')[2]}": blob.data for blob in blobs})
 
 
-def _chained(levels: int, width: int = 1) -> bytes:
+def chained(levels: int, width: int = 1) -> bytes:
     """Indexes that each name the one below `width` times, an image at the bottom."""
     blobs = [PLAIN, GOOD, Blob(MANIFEST, json.dumps(manifest_of(GOOD, PLAIN)).encode())]
     for _ in range(levels):
         index = {"schemaVersion": 2, "mediaType": INDEX, "manifests": [described(blobs[-1])] * width}
         blobs.append(Blob(INDEX, json.dumps(index).encode()))
-    return _indexed([described(blobs[-1])], blobs)
+    return indexed([described(blobs[-1])], blobs)
 
 
 def _image(config: Blob, *layers: Any) -> bytes:
@@ -248,7 +248,7 @@ def test_daemon_that_imports_refuses_broken_images(daemon: Daemon, tmp_path: Pat
 @pytest.mark.peer
 @pytest.mark.skipif(not CTRS, reason="needs ctr")
 def test_48_indexes_that_double_at_each_level_are_read_once(daemon: Daemon, tmp_path: Path, binary: str) -> None:
-    (tmp_path / "dag.tar").write_bytes(_chained(10, width=2))
+    (tmp_path / "dag.tar").write_bytes(chained(10, width=2))
     began = time.monotonic()
 
     imported(binary, daemon, tmp_path / "dag.tar", served=True)

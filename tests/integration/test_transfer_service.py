@@ -200,6 +200,26 @@ async def test_leased_stream_goes_with_its_lease(tmp_path: Path) -> None:
             pass
 
 
+@on_loop
+async def test_leased_stream_stays_while_a_label_names_it(tmp_path: Path) -> None:
+    async with served(tmp_path) as client:
+        leases = leases_pb2_grpc.LeasesStub(client.channel)
+        images = images_pb2_grpc.ImagesStub(client.channel)
+        named = images_pb2.Image(name="i", labels={"containerd.io/gc.ref.stream.x": "s"})
+        named.target.digest, named.target.media_type, named.target.size = f"sha256:{'0' * 64}", "m", 1
+        await images.Create(images_pb2.CreateImageRequest(image=named), metadata=HEADERS)
+        await leases.Create(leases_pb2.CreateRequest(id="l"), metadata=HEADERS)
+        leased = (*HEADERS, ("containerd-lease", "l"))
+        async with client.stream("s", headers=leased) as (_, kept), client.stream("t", headers=leased) as (_, gone):
+            await leases.Delete(leases_pb2.DeleteRequest(id="l", sync=True), metadata=HEADERS)
+            assert await asyncio.wait_for(gone.read(), 10) is grpc.aio.EOF
+            reading = asyncio.ensure_future(kept.read())
+            await asyncio.wait([reading], timeout=0.2)
+            assert not reading.done()
+            await images.Delete(images_pb2.DeleteImageRequest(name="i", sync=True), metadata=HEADERS)
+            assert await asyncio.wait_for(reading, 10) is grpc.aio.EOF
+
+
 @pytest.mark.parametrize(
     ("message", "error"),
     [
@@ -333,6 +353,51 @@ async def answer(call: Any, response: registry_pb2.AuthResponse) -> registry_pb2
     message = await call.read()
     await call.write(packed(response))
     return registry_pb2.AuthRequest.FromString(message.value)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "told"),
+    [
+        (registry_pb2.DEBUG, True),
+        (registry_pb2.BOTH, True),
+        (registry_pb2.TRACE, False),
+        (registry_pb2.DISABLED, False),
+    ],
+)
+@on_loop
+async def test_the_heads_of_requests_are_told_on_the_stream_for_them(
+    tmp_path: Path, wanted: registry_pb2.HTTPDebug, told: bool
+) -> None:
+    heads = bytearray()
+
+    async def read(call: Any) -> None:
+        await call.write(packed(bytes_pb2.WindowUpdate(update=1 << 20)))
+        while (message := await call.read()) is not grpc.aio.EOF:
+            heads.extend(bytes_pb2.Data.FromString(message.value).data)
+
+    async with registry() as remote, served(tmp_path) as client, client.stream() as (stream, call):
+        name = remote.put(image())
+        reading = asyncio.create_task(read(call))
+        await client.call(repository(name, logs_stream=stream, http_debug=wanted), ImageStore(name=name))
+        await asyncio.wait_for(reading, 20)
+
+    assert (b"HEAD /v2/" in heads) is told
+    assert (b"HTTP/1.1 200 OK\r\n" in heads) is told
+
+
+@on_loop
+async def test_a_client_that_does_not_read_what_it_wanted_to_be_told_gets_its_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("moored.plugins.transfer.registries.DUMP_SECONDS", 0.05)
+    async with registry() as remote, served(tmp_path) as client, client.stream() as (stream, _):
+        name = remote.put(image())
+        source = repository(name, logs_stream=stream, http_debug=registry_pb2.DEBUG)
+        await client.call(source, ImageStore(name=name))
+
+        assert (
+            await images_pb2_grpc.ImagesStub(client.channel).List(images_pb2.ListImagesRequest(), metadata=HEADERS)
+        ).images
 
 
 @on_loop

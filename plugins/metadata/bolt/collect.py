@@ -2,7 +2,7 @@
 
     record ─ view ─ mark ─┬─ slice ─ slice ─ ...          records, each slice one short update
                           └─ what was written meanwhile is kept, and all that it reaches
-    then, beside each other:  events, blobs and ingests, each snapshotter, mounts
+    then, beside each other:  events, blobs and ingests, each snapshotter, mounts, what lies outside of the database
 
 The mark reads one view, in a thread, while writers go on. What they write from then on is recorded (`journal`), and
 each slice of the sweep, which no other update can overlap, first marks those objects and what they reach now. That is
@@ -15,9 +15,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeAlias
 
 import structlog
 from structlog.typing import FilteringBoundLogger
@@ -27,10 +27,10 @@ from moored.kernel.errors import MooredError
 from moored.kernel.payloads import ImageDelete, SnapshotRemove
 from moored.kernel.ports.events import Exchange
 from moored.kernel.ports.metadata import Bucket
-from moored.kernel.ports.objects import Collection
-from moored.kernel.records import decode_text
+from moored.kernel.ports.objects import Collectable, Collection
+from moored.kernel.records import decode_text, encode_text
 from moored.kernel.workers import to_the_end
-from moored.plugins.metadata.bolt.graph import Graph, holder_of, name_of, node_at, record_of
+from moored.plugins.metadata.bolt.graph import Graph, breathing, holder_of, name_of, node_at, record_of
 from moored.plugins.metadata.bolt.journal import Journal
 from moored.plugins.metadata.bolt.leftovers import Swept
 from moored.plugins.metadata.bolt.links import CONTENT, FLAT, IMAGE, INGEST, MOUNT, SNAPSHOT, Node
@@ -38,6 +38,11 @@ from moored.plugins.metadata.bolt.writes import Event
 
 SLICE_SECONDS: Final = 0.02
 """How long one slice of the sweep may keep writers waiting."""
+
+
+Listed: TypeAlias = Callable[[], Iterable[Collectable]]
+"""Gives the things of one kind that lie outside of the database."""
+NOTHING: Final[Mapping[str, Listed]] = {}
 
 
 class Sweepable(Protocol):
@@ -57,16 +62,17 @@ async def collect(
     snapshotters: Mapping[str, Sweepable],
     exchange: Exchange | None,
     mounts: Sweepable | None = None,
+    outside: Mapping[str, Listed] = NOTHING,
     log: FilteringBoundLogger | None = None,
 ) -> Collection:
-    """Remove all that no root reaches: records first, then what the raw stores hold.
+    """Remove all that no root reaches: records first, then what the raw stores hold and what `outside` lists by kind.
 
     All updates must go through `database`. Objects that are written while it runs are kept. Calls run one after the
     other. Raises what the database raises; then some of the garbage may be gone. What a raw store cannot remove is
     logged and left for the next run.
     """
     raw = _Raw(content, snapshotters, mounts)
-    return await to_the_end(_collect(database, raw, exchange, log or structlog.get_logger()))
+    return await to_the_end(_collect(database, raw, outside, exchange, log or structlog.get_logger()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,15 +100,26 @@ class _Raw:
         return None
 
 
-async def _collect(database: Journal, raw: _Raw, exchange: Exchange | None, log: FilteringBoundLogger) -> Collection:
+async def _collect(
+    database: Journal,
+    raw: _Raw,
+    outside: Mapping[str, Listed],
+    exchange: Exchange | None,
+    log: FilteringBoundLogger,
+) -> Collection:
     async with database.collecting:
         began = time.monotonic()
-        sweep, error = await _sweep_records(database)
+        sweep, error = await _sweep_records(database, outside)
         for node in sweep.removed:
             if (soiled := raw.of(node)) is not None:
                 soiled.dirty = True
         dirty = [store for store in raw if store.dirty and error is None]
-        await asyncio.gather(_publish(exchange, sweep.removed, log), *(_sweep_raw(store, log) for store in dirty))
+        ended = [sweep.outside[node] for node in sweep.removed if node in sweep.outside]
+        await asyncio.gather(
+            _publish(exchange, sweep.removed, log),
+            *(_sweep_raw(store, log) for store in dirty),
+            *(_end(thing, log) for thing in ended),
+        )
         if error is not None:
             raise error
         return Collection(
@@ -113,11 +130,13 @@ async def _collect(database: Journal, raw: _Raw, exchange: Exchange | None, log:
         )
 
 
-async def _sweep_records(database: Journal) -> tuple[_Sweep, MooredError | None]:
+async def _sweep_records(database: Journal, outside: Mapping[str, Listed]) -> tuple[_Sweep, MooredError | None]:
     """Mark, and remove records; an error of a slice is given with what the slices before it did."""
     await database.record()
     try:
-        sweep = await asyncio.to_thread(_marked, database)
+        # After the recording began: a lease that is not in the view and comes to be is seen by it.
+        things = {_node(kind, thing): thing for kind, listed in outside.items() for thing in listed()}
+        sweep = await asyncio.to_thread(_marked, database, things, tuple(outside))
         while sweep.garbage:
             done = len(sweep.removed)
             try:
@@ -130,14 +149,19 @@ async def _sweep_records(database: Journal) -> tuple[_Sweep, MooredError | None]
         database.stop()
 
 
-def _marked(database: Journal) -> _Sweep:
-    graph = Graph(time.time_ns())
+def _node(kind: str, thing: Collectable) -> Node:
+    return Node(kind, encode_text(thing.namespace), encode_text(thing.name))
+
+
+def _marked(database: Journal, outside: Mapping[Node, Collectable], kinds: Sequence[str]) -> _Sweep:
+    graph = Graph(time.time_ns(), {node: encode_text(thing.lease) for node, thing in outside.items()}, kinds)
     with database.view() as root:
         graph.scan(root)
-    kept = mark(graph.roots, graph.edges)
-    garbage = {node for node in graph.removable if not _is_in(kept, node)}
+    edges = breathing(graph.edges)
+    kept = mark(graph.roots, edges)
+    garbage = {node for node in graph.removable if node not in kept and not _is_in(kept, node)}
     # From the end of the list, so the referring ones last.
-    return _Sweep(graph, kept, referrers_first(garbage, graph.edges)[::-1])
+    return _Sweep(graph, kept, referrers_first(garbage, edges)[::-1], outside)
 
 
 def _is_in(kept: set[Node], node: Node) -> bool:
@@ -151,6 +175,7 @@ class _Sweep:
     graph: Graph
     kept: set[Node]
     garbage: list[Node]
+    outside: Mapping[Node, Collectable]
     removed: list[Node] = field(default_factory=list)
     pause: float = 0.0
 
@@ -160,7 +185,7 @@ class _Sweep:
         self._keep(root, written)
         while self.garbage:
             node = self.garbage.pop()
-            if not _is_in(self.kept, node) and _remove(root, node):
+            if not _is_in(self.kept, node) and (node in self.outside or _remove(root, node)):
                 self.removed.append(node)
             if time.monotonic() - began > SLICE_SECONDS:
                 break
@@ -192,6 +217,13 @@ async def _sweep_raw(store: Sweepable, log: FilteringBoundLogger) -> None:
         store.dirty = True
     else:
         store.dirty = store.dirty or not swept.whole
+
+
+async def _end(thing: Collectable, log: FilteringBoundLogger) -> None:
+    try:
+        await thing.close()
+    except MooredError as error:
+        log.warning("cannot end what nothing keeps", name=thing.name, namespace=thing.namespace, error=error.text)
 
 
 async def _publish(exchange: Exchange | None, removed: Sequence[Node], log: FilteringBoundLogger) -> None:

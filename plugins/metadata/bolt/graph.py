@@ -7,13 +7,16 @@ Source: semantics 5, meta-db 2.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Final
 
-from moored.kernel.ports.metadata import Bucket
-from moored.kernel.records import decode_time
+from moored.kernel.collect import Edges
+from moored.kernel.ports.metadata import Bucket, Tree
+from moored.kernel.records import LABELS, below_of, decode_time, value_of
 from moored.plugins.metadata.bolt import schema
 from moored.plugins.metadata.bolt.links import (
+    CONDITION,
     CONTAINER,
     CONTENT,
     FLAT,
@@ -21,14 +24,20 @@ from moored.plugins.metadata.bolt.links import (
     INGEST,
     LEASE,
     MOUNT,
+    REFERENCE,
+    REFERRER,
+    ROOT,
     SANDBOX,
     SNAPSHOT,
+    USED_AT,
     Condition,
-    Links,
     Node,
+    Rule,
+    Rules,
+    conditions,
     expiry_of,
     is_flat,
-    links_of,
+    used_at,
 )
 
 PLACES: Final = {
@@ -45,17 +54,24 @@ PLACES: Final = {
 
 REMOVABLE: Final = frozenset({LEASE, SNAPSHOT, INGEST, CONTENT, IMAGE, MOUNT})
 
-BREATH_SECONDS: Final = 0.002
+BREATH_SECONDS: Final = 0.003
 """Work between two pauses that let other threads run; Python's own switch would keep them waiting longer."""
 PAUSE_SECONDS: Final = 0.0001
 
 
 class Graph:
-    """The objects of one view."""
+    """The objects of one view, and what lies outside of the database."""
 
-    def __init__(self, now: int) -> None:
-        """Begin empty; now (ns since 1970) decides what has expired."""
+    def __init__(
+        self, now: int, outside: Mapping[Node, bytes] = MappingProxyType({}), kinds: Iterable[str] = ()
+    ) -> None:
+        """Begin without objects of the database; now (ns since 1970) decides what has expired.
+
+        `outside` are the things that lie elsewhere, with the lease that each is under, b"" for one that is kept for its
+        own sake; `kinds` are all kinds of these that there may be.
+        """
         self._now = now
+        self._rules = Rules(kinds)
         self.next_expiry: int | None = None
         """When the first of the objects that were not yet expired will be, ns since 1970."""
         self.roots: list[Node] = []
@@ -65,65 +81,68 @@ class Graph:
         """A snapshot's parent, an image's target: kept by flat leases too."""
         self._conditions: list[tuple[Node, Node, Condition]] = []
         self._used_at: dict[Node, list[int]] = {}
+        for node, lease in outside.items():
+            self.removable.append(node)
+            if lease:
+                self._edge(Node(LEASE, node.namespace, lease), node)
+            else:
+                self.roots.append(node)
 
     def edges(self, node: Node) -> Iterable[Node]:
         """Give what an object keeps."""
+        found = self._edges.get(node)
+        if found is not None:
+            return found
         if not node.kind.startswith(FLAT):
-            return self._edges.get(node, ())
+            return ()
         below = self._below.get(node._replace(kind=node.kind.removeprefix(FLAT)))
         return () if below is None else (below._replace(kind=FLAT + below.kind),)
 
     def scan(self, root: Bucket) -> None:
         """Read all objects; meant for a thread of its own, beside which others get to run."""
-        breathe = _breather()
-        for node, record in _records(root):
-            breathe()
-            if node.kind in REMOVABLE:
-                self.removable.append(node)
-            self._read(node, record, touched=False)
-        for holder, target, condition in self._conditions:
+        breathe = breather()
+        for kind, namespace, before, holder in _holders(root):
+            read = self._reader(kind)
+            known = self.removable if kind in REMOVABLE else None
+            for key, record in holder.trees():
+                breathe()
+                node = Node(kind, namespace, before + key)
+                if known is not None:
+                    known.append(node)
+                read(node, record, False)
+        for holder_, target, condition in self._conditions:
             if any(condition(value) for value in self._used_at.get(target, ())):
-                self._edge(holder, target)
+                self._edge(holder_, target)
 
     def read_again(self, root: Bucket, node: Node) -> bool:
         """Add what an object keeps now; it counts as not expired. False if it is not there."""
         record = record_of(root, node)
         if record is None:
             return False
-        conditions = len(self._conditions)
-        self._read(node, record, touched=True)
-        for holder, target, condition in self._conditions[conditions:]:
+        before = len(self._conditions)
+        self._reader(node.kind)(node, record.tree(), True)
+        for holder, target, condition in self._conditions[before:]:
             # It may have been written as well; a value that is not fulfilled any more only keeps for one run.
             found = record_of(root, target)
-            links = links_of(target.namespace, found, self._now) if found is not None else None
-            if links is not None and any(condition(value) for value in links.used_at):
+            values = self._values(found.tree()) if found is not None else ()
+            if any(condition(value) for value in values):
                 self._edge(holder, target)
         return True
 
-    def _read(self, node: Node, record: Bucket, *, touched: bool) -> None:
-        links = links_of(node.namespace, record, self._now)
-        match node.kind:
-            case "lease":
-                self._read_lease(node, record, touched)
-            case "image":
-                self._read_image(node, record, links, touched)
-            case "ingest":
-                self._read_ingest(node, record)
-            case "content":
-                self._refer(node, links, back=True, conditions=True)
-            case "snapshot":
-                self._read_snapshot(node, record, links)
-            case "container":
-                self._read_container(node, record, links)
-            case "mount":
-                self._read_mount(node, record, links)
-            case _:  # sandboxes: only what their labels name matters
-                self._refer(node, links, back=False, conditions=False)
-                self.roots.append(node)
-        if links is not None and links.root and node.kind in (CONTENT, SNAPSHOT):
-            self.roots.append(node)
+    def _reader(self, kind: str) -> Callable[[Node, Tree, bool], None]:
+        """Give what reads a record of that kind; its flag says that the object was touched just now."""
+        return {
+            LEASE: self._read_lease,
+            IMAGE: self._read_image,
+            INGEST: self._read_ingest,
+            CONTENT: self._read_content,
+            SNAPSHOT: self._read_snapshot,
+            CONTAINER: self._read_container,
+            MOUNT: self._read_mount,
+            SANDBOX: self._read_sandbox,
+        }[kind]
 
-    def _read_lease(self, node: Node, record: Bucket, touched: bool) -> None:
+    def _read_lease(self, node: Node, record: Tree, touched: bool) -> None:
         if self._expired(expiry_of(record)) and not touched:
             return
         self.roots.append(node)
@@ -134,61 +153,103 @@ class Graph:
             (INGEST, b"ingests", ""),
             (MOUNT, b"mounts", ""),
         ):
-            for key, _ in _items(record.bucket(name)):
+            for key in below_of(record, name) or ():
                 self._edge(node, Node(flat + kind, node.namespace, key))
-        for snapshotter, held in _buckets(record.bucket(b"snapshots")):
-            for key, _ in _items(held):
+        for snapshotter, held in (below_of(record, b"snapshots") or {}).items():
+            for key in held if not isinstance(held, bytes) else ():
                 self._edge(node, Node(before + SNAPSHOT, node.namespace, snapshotter + b"/" + key))
 
-    def _read_image(self, node: Node, record: Bucket, links: Links | None, touched: bool) -> None:
+    def _read_image(self, node: Node, record: Tree, touched: bool) -> None:
+        target = value_of(below_of(record, b"target") or {}, b"digest") or b""
+        self._below_of(node, Node(CONTENT, node.namespace, target))
+        labels = record.get(LABELS)
+        if labels is None:
+            self.roots.append(node)
+            return
         # One that has expired is no root any more, but others may keep it.
         expired = self._expired(expiry_of(record)) and not touched
-        self._below_of(node, Node(CONTENT, node.namespace, _target(record)))
-        self._refer(node, links, back=expired, conditions=True)
+        self._refer(node, record, back=expired, conditional=True)
         if not expired:
             self.roots.append(node)
 
-    def _read_ingest(self, node: Node, record: Bucket) -> None:
-        if expected := record.get(b"expected"):
+    def _read_ingest(self, node: Node, record: Tree, _touched: bool) -> None:
+        if expected := value_of(record, b"expected"):
             self._edge(node, Node(CONTENT, node.namespace, expected))
-        expiry = record.get(b"expireat")
+        expiry = value_of(record, b"expireat")
         if expiry is not None and not self._expired(decode_time(expiry)):
             self.roots.append(node)
 
-    def _read_snapshot(self, node: Node, record: Bucket, links: Links | None) -> None:
-        if parent := record.get(b"parent"):
-            self._below_of(node, node._replace(key=node.key.partition(b"/")[0] + b"/" + parent))
-        self._refer(node, links, back=True, conditions=False)
-        if links is not None and links.used_at:
-            self._used_at[node] = links.used_at
-
-    def _read_container(self, node: Node, record: Bucket, links: Links | None) -> None:
-        if snapshotter := record.get(b"snapshotter"):
-            key = record.get(b"snapshotKey") or b""
-            self._edge(node, Node(SNAPSHOT, node.namespace, snapshotter + b"/" + key))
-        self._refer(node, links, back=True, conditions=False)
-        self.roots.append(node)
-
-    def _read_mount(self, node: Node, record: Bucket, links: Links | None) -> None:
-        # It keeps nothing itself. One that is being made is somebody's, who has had no chance to refer to it.
-        for referrer in links.referrers if links is not None else ():
-            self._edge(referrer, node)
-        if record.bucket(b"active") is None:
+    def _read_content(self, node: Node, record: Tree, _touched: bool) -> None:
+        if LABELS in record and self._refer(node, record, back=True, conditional=True):
             self.roots.append(node)
 
-    def _refer(self, node: Node, links: Links | None, *, back: bool, conditions: bool) -> None:
-        if links is None:
+    def _read_snapshot(self, node: Node, record: Tree, _touched: bool) -> None:
+        if parent := value_of(record, b"parent"):
+            self._below_of(node, node._replace(key=node.key.partition(b"/")[0] + b"/" + parent))
+        if LABELS not in record:
             return
-        for target in links.refs:
-            self._edge(node, target)
-        if back:
-            for referrer in links.referrers:
-                self._edge(referrer, node)
-        if conditions:
-            self._conditions += [(node, target, condition) for target, condition in links.conditions]
+        if self._refer(node, record, back=True, conditional=False):
+            self.roots.append(node)
+        if values := self._values(record):
+            self._used_at[node] = values
+
+    def _read_container(self, node: Node, record: Tree, _touched: bool) -> None:
+        if snapshotter := value_of(record, b"snapshotter"):
+            key = value_of(record, b"snapshotKey") or b""
+            self._edge(node, Node(SNAPSHOT, node.namespace, snapshotter + b"/" + key))
+        self._refer(node, record, back=True, conditional=False)
+        self.roots.append(node)
+
+    def _read_mount(self, node: Node, record: Tree, _touched: bool) -> None:
+        # It keeps nothing itself. One that is being made is somebody's, who has had no chance to refer to it.
+        for rule, value in self._labels(record):
+            if rule.what == REFERRER:
+                self._edge(rule.node(node.namespace, value), node)
+        if below_of(record, b"active") is None:
+            self.roots.append(node)
+
+    def _read_sandbox(self, node: Node, record: Tree, _touched: bool) -> None:
+        # Only what their labels name matters.
+        self._refer(node, record, back=False, conditional=False)
+        self.roots.append(node)
+
+    def _refer(self, node: Node, record: Tree, *, back: bool, conditional: bool) -> bool:
+        """Take in what the labels say; tell whether they make it a root, where they can."""
+        root = False
+        namespace = node.namespace
+        for rule, value in self._labels(record):
+            what = rule.what
+            if what == REFERENCE:
+                self._edge(node, rule.node(namespace, value))
+            elif what == REFERRER and back:
+                self._edge(rule.node(namespace, value), node)
+            elif what == ROOT:
+                root = True
+            elif what == CONDITION and conditional:
+                target, found = conditions(rule, namespace, value, self._now)
+                self._conditions += [(node, target, condition) for condition in found]
+        return root
+
+    def _labels(self, record: Tree) -> list[tuple[Rule, bytes]]:
+        """Give those labels of a record that say something here."""
+        rule_of = self._rules.of
+        return [
+            (rule, value)
+            for name, value in (below_of(record, LABELS) or {}).items()
+            if (rule := rule_of(name)) is not None and isinstance(value, bytes)
+        ]
+
+    def _values(self, record: Tree) -> list[int]:
+        """Give what conditions on a snapshot are about."""
+        found = (used_at(value) for rule, value in self._labels(record) if rule.what == USED_AT)
+        return [value for value in found if value is not None]
 
     def _edge(self, node: Node, target: Node) -> None:
-        self._edges.setdefault(node, []).append(target)
+        found = self._edges.get(node)
+        if found is None:
+            self._edges[node] = [target]
+        else:
+            found.append(target)
 
     def _below_of(self, node: Node, target: Node) -> None:
         self._below[node] = target
@@ -240,18 +301,18 @@ def _names(node: Node) -> tuple[bytes, ...]:
     return snapshotter, key
 
 
-def _records(root: Bucket) -> Iterator[tuple[Node, Bucket]]:
-    top = root.bucket(schema.SCHEMA)
-    for namespace, below in _buckets(top):
+def _holders(root: Bucket) -> Iterator[tuple[str, bytes, bytes, Bucket]]:
+    """Yield the buckets that hold objects: kind, namespace, what stands before the names in them in a node's key."""
+    for namespace, below in _buckets(root.bucket(schema.SCHEMA)):
         for kind, place in PLACES.items():
             holder = schema.path(below, *place)
+            if holder is None:
+                continue
             if kind != SNAPSHOT:
-                for key, record in _buckets(holder):
-                    yield Node(kind, namespace, key), record
+                yield kind, namespace, b"", holder
                 continue
             for snapshotter, snapshots in _buckets(holder):
-                for key, record in _buckets(snapshots):
-                    yield Node(kind, namespace, snapshotter + b"/" + key), record
+                yield kind, namespace, snapshotter + b"/", snapshots
 
 
 def _buckets(bucket: Bucket | None) -> Iterator[tuple[bytes, Bucket]]:
@@ -263,16 +324,7 @@ def _buckets(bucket: Bucket | None) -> Iterator[tuple[bytes, Bucket]]:
             yield key, found
 
 
-def _items(bucket: Bucket | None) -> Iterator[tuple[bytes, bytes | None]]:
-    return iter(()) if bucket is None else bucket.items()
-
-
-def _target(record: Bucket) -> bytes:
-    target = record.bucket(b"target")
-    return (target.get(b"digest") or b"") if target is not None else b""
-
-
-def _breather() -> Callable[[], None]:
+def breather() -> Callable[[], None]:
     """Give a function that, called often, lets other threads run now and then."""
     calls = 0
     until = time.monotonic() + BREATH_SECONDS
@@ -280,10 +332,21 @@ def _breather() -> Callable[[], None]:
     def breathe() -> None:
         nonlocal calls, until
         calls += 1
-        if calls % 16:
+        if calls % 32:
             return
         if time.monotonic() > until:
             time.sleep(PAUSE_SECONDS)
             until = time.monotonic() + BREATH_SECONDS
 
     return breathe
+
+
+def breathing(edges: Edges[Node]) -> Edges[Node]:
+    """Give the same edges; who asks for them lets other threads run now and then."""
+    breathe = breather()
+
+    def asked(node: Node) -> Iterable[Node]:
+        breathe()
+        return edges(node)
+
+    return asked

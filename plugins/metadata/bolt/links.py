@@ -3,7 +3,7 @@
     containerd.io/gc. +
     root...                          the object is kept for its own sake
     ref.content[.x], ref.image[.x]   it keeps a blob, an image
-    ref.mount[.x]                    it keeps an activated mount
+    ref.mount[.x], ref.stream[.x]    it keeps an activated mount, a client's stream; so for all `outside` kinds
     ref.snapshot.SNAPSHOTTER[/x]     it keeps a snapshot
     bref.container[.x], bref.content[.x], bref.image[.x], bref.snapshot.SNAPSHOTTER[/x]   it is kept by that one
     cond.snapshot.SNAPSHOTTER[/x]    it keeps a snapshot while a condition on that one's value holds
@@ -16,13 +16,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
 from typing import Final, NamedTuple, TypeAlias
 
 from moored.kernel.duration import Duration
-from moored.kernel.ports.metadata import Bucket
-from moored.kernel.records import LABELS, decode_text
+from moored.kernel.ports.metadata import Tree
+from moored.kernel.records import LABELS, below_of, decode_text, value_of
 from moored.kernel.rfc3339 import parse_ns
 
 CONTENT: Final = "content"
@@ -33,6 +32,8 @@ LEASE: Final = "lease"
 INGEST: Final = "ingest"
 SANDBOX: Final = "sandbox"
 MOUNT: Final = "mount"
+OWN: Final = frozenset({CONTENT, SNAPSHOT, IMAGE, CONTAINER, LEASE, INGEST, SANDBOX, MOUNT})
+"""The kinds that have records; all others lie outside of the database."""
 FLAT: Final = "flat "
 """Before a kind: kept, but what its labels name is not followed."""
 
@@ -52,91 +53,109 @@ class Node(NamedTuple):
 Condition: TypeAlias = Callable[[int], bool]
 """Whether a value (ns since 1970) fulfils it."""
 
-
-@dataclass(slots=True)
-class Links:
-    """What the labels of one object say."""
-
-    root: bool = False
-    refs: list[Node] = field(default_factory=list)
-    referrers: list[Node] = field(default_factory=list)
-    conditions: list[tuple[Node, Condition]] = field(default_factory=list)
-    used_at: list[int] = field(default_factory=list)
+ROOT: Final = "root"
+REFERENCE: Final = "reference"
+REFERRER: Final = "referrer"
+CONDITION: Final = "condition"
+USED_AT: Final = "used at"
 
 
-def links_of(namespace: bytes, record: Bucket, now: int) -> Links | None:
-    """Read the labels of a record, None if none of them matter; now is ns since 1970."""
-    labels = record.bucket(LABELS)
-    if labels is None:
+class Rule(NamedTuple):
+    """What a label of one name says, whatever its value.
+
+    what is ROOT, REFERENCE (the object keeps what the value names), REFERRER (it is kept by that one), CONDITION or
+    USED_AT; before stands before the value in the key of the node that it names: a snapshotter's name and a slash.
+    """
+
+    what: str
+    kind: str = ""
+    before: bytes = b""
+
+    def node(self, namespace: bytes, value: bytes) -> Node:
+        """Give what a label with that value names."""
+        return Node(self.kind, namespace, self.before + value)
+
+
+MAX_RULES: Final = 4096
+"""Names of labels whose rule is kept; clients choose them."""
+
+
+class Rules:
+    """The rules by name of label. Most labels have one of few names, so that each is found out once."""
+
+    def __init__(self, outside: Iterable[str] = ()) -> None:
+        """Know the label `ref.KIND` of all kinds that lie outside of the database too."""
+        self._named = (*_NAMED, *((b"ref." + kind.encode(), kind, REFERENCE) for kind in outside))
+        self._known: dict[bytes, Rule | None] = {}
+
+    def of(self, label: bytes) -> Rule | None:
+        """Give the rule of a label, None if it says nothing here."""
+        try:
+            return self._known[label]
+        except KeyError:
+            pass
+        if len(self._known) >= MAX_RULES:
+            self._known.clear()
+        found = self._known[label] = self._read(label[len(PREFIX) :]) if label.startswith(PREFIX) else None
+        return found
+
+    def _read(self, name: bytes) -> Rule | None:
+        if name.startswith(b"root"):
+            return Rule(ROOT)
+        if name.startswith(b"cond.value-usedat"):
+            return Rule(USED_AT)
+        for prefix, what in _OF_SNAPSHOTS:
+            if name.startswith(prefix):
+                rest = name[len(prefix) :]
+                snapshotter = rest.lstrip(b"./") if what == CONDITION else rest
+                return Rule(what, SNAPSHOT, snapshotter.partition(b"/")[0] + b"/")
+        for prefix, kind, what in self._named:
+            if name.startswith(prefix) and name[len(prefix) : len(prefix) + 1] in (b"", b".", b"/"):
+                return Rule(what, kind)
         return None
-    links: Links | None = None
-    for key, value in labels.items(PREFIX):
-        if value is not None:
-            links = links or Links()
-            _read(links, namespace, key[len(PREFIX) :], value, now)
-    return links
 
 
-def expiry_of(record: Bucket) -> int | None:
+_OF_SNAPSHOTS: Final = (
+    (b"ref.snapshot.", REFERENCE),
+    (b"bref.snapshot.", REFERRER),
+    (b"cond.snapshot", CONDITION),
+)
+_NAMED: Final = (
+    (b"ref.content", CONTENT, REFERENCE),
+    (b"ref.image", IMAGE, REFERENCE),
+    (b"ref.mount", MOUNT, REFERENCE),
+    (b"bref.container", CONTAINER, REFERRER),
+    (b"bref.content", CONTENT, REFERRER),
+    (b"bref.image", IMAGE, REFERRER),
+)
+
+
+def expiry_of(record: Tree) -> int | None:
     """Give when a record expires by its label, in ns since 1970; None for never or an unreadable label."""
-    labels = record.bucket(LABELS)
-    value = labels.get(EXPIRE) if labels is not None else None
+    labels = below_of(record, LABELS)
+    value = value_of(labels, EXPIRE) if labels is not None else None
     return None if value is None else parse_ns(decode_text(value))
 
 
-def is_flat(record: Bucket) -> bool:
+def is_flat(record: Tree) -> bool:
     """Tell whether a lease keeps only what it names."""
-    labels = record.bucket(LABELS)
-    return labels is not None and labels.get(FLAT_LABEL) is not None
+    labels = below_of(record, LABELS)
+    return labels is not None and value_of(labels, FLAT_LABEL) is not None
 
 
-_NAMED: Final = (
-    (b"ref.content", CONTENT, False),
-    (b"ref.image", IMAGE, False),
-    (b"ref.mount", MOUNT, False),
-    (b"bref.container", CONTAINER, True),
-    (b"bref.content", CONTENT, True),
-    (b"bref.image", IMAGE, True),
-)
-_SNAPSHOT_REF: Final = b"ref.snapshot."
-_SNAPSHOT_REFERRER: Final = b"bref.snapshot."
-_CONDITION: Final = b"cond.snapshot"
-_USED_AT: Final = b"cond.value-usedat"
-
-
-def _read(links: Links, namespace: bytes, name: bytes, value: bytes, now: int) -> None:
-    if name.startswith(b"root"):
-        links.root = True
-    elif name.startswith(_SNAPSHOT_REF):
-        links.refs.append(_snapshot(namespace, name[len(_SNAPSHOT_REF) :], value))
-    elif name.startswith(_SNAPSHOT_REFERRER):
-        links.referrers.append(_snapshot(namespace, name[len(_SNAPSHOT_REFERRER) :], value))
-    elif name.startswith(_CONDITION):
-        target, conditions = _conditions(namespace, name[len(_CONDITION) :], value, now)
-        links.conditions += [(target, condition) for condition in conditions]
-    elif name.startswith(_USED_AT):
-        when = parse_ns(decode_text(value))
-        if when is not None:
-            links.used_at.append(when)
-    else:
-        for prefix, kind, back in _NAMED:
-            if name.startswith(prefix) and name[len(prefix) : len(prefix) + 1] in (b"", b".", b"/"):
-                (links.referrers if back else links.refs).append(Node(kind, namespace, value))
-
-
-def _snapshot(namespace: bytes, snapshotter: bytes, key: bytes) -> Node:
-    return Node(SNAPSHOT, namespace, snapshotter.partition(b"/")[0] + b"/" + key)
+def used_at(value: bytes) -> int | None:
+    """Give the time that a USED_AT label tells, in ns since 1970; None for an unreadable one."""
+    return parse_ns(decode_text(value))
 
 
 _OPERATOR: Final = re.compile(rb"([^!<>=]*)([!<>=]=?)(.*)", re.DOTALL)
 
 
-def _conditions(namespace: bytes, name: bytes, value: bytes, now: int) -> tuple[Node, list[Condition]]:
+def conditions(rule: Rule, namespace: bytes, value: bytes, now: int) -> tuple[Node, list[Condition]]:
     """Give the snapshot that `usedat<48h,usedat>0s|KEY` is about, and the conditions; one that holds is enough."""
     listed, bar, key = value.partition(b"|")
-    target = _snapshot(namespace, name.lstrip(b"./"), key)
     parsed = (_condition(text, now) for text in listed.split(b",")) if bar else ()
-    return target, [condition for condition in parsed if condition is not None]
+    return rule.node(namespace, key), [condition for condition in parsed if condition is not None]
 
 
 def _condition(text: bytes, now: int) -> Condition | None:

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 
 from structlog.typing import FilteringBoundLogger
 
-from moored.kernel.errors import InvalidArgument
+from moored.kernel.errors import AlreadyExists, InvalidArgument
+from moored.kernel.filters import quote
 from moored.kernel.ports.containers import ContainerStore
 from moored.kernel.ports.content import ContentStore, LabelledContentStore
 from moored.kernel.ports.events import Exchange
@@ -19,12 +20,13 @@ from moored.kernel.ports.objects import Collection
 from moored.kernel.ports.sandboxes import SandboxStore
 from moored.kernel.ports.snapshots import Snapshotter
 from moored.plugins.metadata.bolt.activations import NamespacedActivations
-from moored.plugins.metadata.bolt.collect import collect
+from moored.plugins.metadata.bolt.collect import Listed, collect
 from moored.plugins.metadata.bolt.containers import NamespacedContainers
 from moored.plugins.metadata.bolt.content import NamespacedContent
 from moored.plugins.metadata.bolt.images import NamespacedImages
 from moored.plugins.metadata.bolt.journal import Journal
 from moored.plugins.metadata.bolt.leases import NamespacedLeases
+from moored.plugins.metadata.bolt.links import OWN
 from moored.plugins.metadata.bolt.namespaces import Namespaces
 from moored.plugins.metadata.bolt.sandboxes import NamespacedSandboxes
 from moored.plugins.metadata.bolt.snapshots import NamespacedSnapshotter
@@ -54,6 +56,7 @@ class BoltObjects:
         self._exchange = exchange
         self._log = log
         self._listeners: list[Listener] = []
+        self._outside: dict[str, Listed] = {}
         self.namespaces: NamespaceStore = Namespaces(
             database=journal, exchange=exchange, changed=self._namespace_changed
         )
@@ -94,9 +97,24 @@ class BoltObjects:
             content=self._content,
             snapshotters=self._snapshotters,
             mounts=self._activations,
+            outside=self._outside,
             exchange=self._exchange,
             log=self._log,
         )
+
+    def collectable(self, kind: str, listed: Listed) -> Callable[[], None]:
+        """See the port."""
+        if kind in OWN:
+            raise InvalidArgument(f"kind {quote(kind)} is the database's own, wanted another one")
+        if kind in self._outside:
+            raise AlreadyExists(f"kind {quote(kind)} is collected already")
+        self._outside[kind] = listed
+
+        def end() -> None:
+            if self._outside.get(kind) is listed:
+                del self._outside[kind]
+
+        return end
 
     def on_change(self, listener: Listener) -> Callable[[], None]:
         """See the port."""

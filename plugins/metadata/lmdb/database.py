@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import threading
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from typing import Final, TypeVar
 
 from moored.kernel.errors import Internal, Unavailable
 from moored.kernel.ports.metadata import Bucket, Stats
+from moored.kernel.workers import to_the_end
 from moored.plugins.metadata.lmdb.bucket import root_of
 from moored.plugins.metadata.lmdb.environment import DEFAULT_LIMIT, Environment
 from moored.plugins.metadata.lmdb.records import Records
@@ -30,7 +32,10 @@ class LmdbDatabase:
 
     def __init__(self, folder: Path, *, limit: int = DEFAULT_LIMIT, create: bool = True) -> None:
         """Open it; see `Environment` for the arguments and errors. The writer thread starts with the first update."""
+        self.folder: Final = folder
         self._environment = Environment(folder, limit=limit, create=create)
+        self._copying = threading.Lock()
+        """Held while LMDB copies, for it must not be closed then."""
         self._slots = asyncio.Semaphore(MAX_QUEUED)
         self._waiting = 0
         self._writer: Writer | None = None
@@ -75,7 +80,37 @@ class LmdbDatabase:
 
     async def backup(self, path: Path) -> None:
         """See the port."""
-        await asyncio.to_thread(self._environment.copy, path)
+        await to_the_end(asyncio.to_thread(self._copy, path))
+
+    def _copy(self, path: Path) -> None:
+        with self._copying:
+            self._environment.copy(path)
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closing is not None
+
+    @contextmanager
+    def frozen(self) -> Generator[Callable[[int], None]]:
+        """Hold on to what there is now, for the block; raises Unavailable.
+
+        What it gives writes a compact copy of that to a descriptor, from its position on; it blocks, is for any thread,
+        and must have ended when the block does. It raises ResourceExhausted and Unavailable.
+        """
+        txn = self._environment.begin_read()
+        view = next(self._view_ids)
+        self._views[view] = time.monotonic()
+
+        def copy(fd: int) -> None:
+            with self._copying:
+                self._environment.copy_to(fd, txn)
+
+        try:
+            yield copy
+        finally:
+            del self._views[view]
+            txn.abort()
 
     def check_readers(self) -> int:
         """Free the reader slots of dead processes and give their number; to be called once a minute or so."""
@@ -112,7 +147,8 @@ class LmdbDatabase:
         if self._writer is not None:
             self._writer.stop()
         self._environment.stop(CLOSED)
-        self._environment.close()
+        with self._copying:
+            self._environment.close()
 
     def _settle(self, batch: list[Job]) -> None:
         for job in batch:

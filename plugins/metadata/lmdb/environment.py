@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Final
@@ -30,7 +31,7 @@ from moored.plugins.metadata.lmdb.folder import (
     reserve_readers,
     sync_folder,
 )
-from moored.plugins.metadata.lmdb.layout import FORMAT, FORMAT_KEY, OLD_FORMAT
+from moored.plugins.metadata.lmdb.layout import FORMAT, FORMAT_KEY, NUMBERED_FORMAT, OLD_FORMAT
 from moored.plugins.metadata.lmdb.records import FULL_TEXT, NO_ROOM, translated
 
 DEFAULT_LIMIT: Final = 16 << 30
@@ -185,6 +186,18 @@ class Environment:
             kind = ResourceExhausted if code in NO_ROOM else Unavailable
             raise kind(f"backup to {str(path)!r} failed: {error}") from error
 
+    def copy_to(self, fd: int, txn: lmdb.Transaction[bytes]) -> None:
+        """Write what a read transaction sees to a descriptor, compact, from its position on. Blocks; any thread.
+
+        Raises ResourceExhausted where there is no room for it, Unavailable.
+        """
+        self._usable()
+        try:
+            self._env.copyfd(fd, compact=True, txn=txn)
+        except lmdb.Error as error:
+            kind = ResourceExhausted if getattr(error, "code", 0) in NO_ROOM else Unavailable
+            raise kind(f"copy of the metadata store failed: {error}") from error
+
     def stop(self, reason: str) -> None:
         """Refuse all further calls with `reason`; the first one counts."""
         self.failed = self.failed or reason
@@ -232,15 +245,21 @@ class Environment:
         return status.f_bavail * status.f_frsize < DISK_RESERVE + DISK_STEP
 
     def _check_format(self, home: Path) -> None:
-        with self._env.begin() as txn:
-            found = txn.get(FORMAT_KEY)
+        try:
+            with self._env.begin() as txn:
+                found = txn.get(FORMAT_KEY)
+            if found == OLD_FORMAT:
+                with self._env.begin(write=True) as txn:
+                    txn.put(FORMAT_KEY, FORMAT)
+        except lmdb.Error as error:
+            ours = translated(error)
+            raise type(ours)(f"{ours.text}, in file {str(home / DATA)!r}") from error
         if found is None:
             raise DataLoss(f"metadata store {str(home)!r} has no format record, wanted {FORMAT.decode()!r}")
-        if found == OLD_FORMAT:
-            with self._env.begin(write=True) as txn:
-                txn.put(FORMAT_KEY, FORMAT)
-        elif found != FORMAT:
-            raise FailedPrecondition(f"metadata store {str(home)!r} has format {found!r}, wanted {FORMAT!r}")
+        if found not in (FORMAT, OLD_FORMAT):
+            # A newer one, or one that never was.
+            kind = FailedPrecondition if re.fullmatch(NUMBERED_FORMAT, found) else DataLoss
+            raise kind(f"metadata store {str(home)!r} has format {found!r}, wanted {FORMAT!r}")
 
 
 def _create(folder: Path, limit: int) -> None:
@@ -269,4 +288,4 @@ def _open(home: Path, limit: int) -> lmdb.Environment:
         return lmdb.open(str(home), map_size=map_size, mode=0o600, max_readers=MAX_READERS)
     except lmdb.Error as error:
         ours = translated(error)
-        raise ours from error
+        raise type(ours)(f"{ours.text}, in file {str(home / DATA)!r}") from error

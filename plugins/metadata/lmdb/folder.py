@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from moored.kernel.errors import DataLoss, FailedPrecondition, NotFound
+from moored.plugins.metadata.lmdb.pages import Meta, check_pages
 
 DATA: Final = "data.mdb"
 ENVIRONMENT: Final = "environment"
@@ -28,10 +29,12 @@ READERS_BYTES: Final = 72 << 10
 """Size of LMDB's reader table, which gives it more than a thousand slots of 64 bytes."""
 
 PAGE_HEADER: Final = 16
-META: Final = struct.Struct("=IIQQ48s48sQQ")
+META: Final = struct.Struct("<IIQQ48s48sQQ")
 """Magic, version, address, map size, free list's tree, main tree, last page, transaction."""
 MAGIC: Final = 0xBEEFC0DE
 VERSION: Final = 1
+OTHER_VERSIONS: Final = frozenset({2, 999})
+"""LMDB's newer format, and that of its development."""
 PAGE_SIZES: Final = tuple(1 << n for n in range(9, 17))
 
 
@@ -89,46 +92,52 @@ def reserve_readers(home: Path) -> None:
 
 
 def check_data_file(path: Path) -> None:
-    """Refuse a data file that LMDB would map beyond its end (SIGBUS) or take for a new one.
+    """Refuse a data file that LMDB would map beyond its end (SIGBUS), take for a new one, or end the process over.
 
-    Raises DataLoss for a missing, empty, foreign or truncated file and FailedPrecondition for another data version.
+    Raises DataLoss for a missing, empty, foreign, truncated or damaged file and FailedPrecondition for another data
+    version.
     """
+    name = str(path)
     try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            head = file.read(2 * PAGE_SIZES[-1])
+        file = path.open("rb")
     except FileNotFoundError:
-        raise DataLoss(f"metadata file {str(path)!r} is missing, wanted an LMDB file") from None
-    newest = _newest_meta(path, head)
-    if newest is None:
-        raise DataLoss(f"metadata file {str(path)!r} of {size} bytes is no LMDB file")
-    page_size, last_page = newest
-    wanted = (last_page + 1) * page_size
-    if size < wanted:
-        raise DataLoss(f"metadata file {str(path)!r} is truncated: {size} bytes, wanted {wanted}")
+        raise DataLoss(f"metadata file {name!r} is missing, wanted an LMDB file") from None
+    with file:
+        size = os.fstat(file.fileno()).st_size
+        newest = _newest_meta(name, size, file.read(2 * PAGE_SIZES[-1]))
+        wanted = (newest.last_page + 1) * newest.page_size
+        if size < wanted:
+            raise DataLoss(f"metadata file {name!r} is truncated: {size} bytes, wanted {wanted}")
+        check_pages(file.fileno(), name, newest)
 
 
-def _newest_meta(path: Path, head: bytes) -> tuple[int, int] | None:
-    """Give page size and last page of the last commit."""
-    first = _meta(path, head, 0)
-    if first is None:
-        return None
-    page_size, *_ = first
-    metas = [meta for meta in (first, _meta(path, head, page_size)) if meta is not None]
-    _, last_page, _ = max(metas, key=lambda meta: meta[2])
-    return page_size, last_page
+def _newest_meta(name: str, size: int, head: bytes) -> Meta:
+    """Give the meta page of the last commit; `size` is that of the file."""
+    first = _meta(name, head, 0)
+    second = _meta(name, head, first.page_size) if first is not None else None
+    if first is None or second is None:
+        raise DataLoss(f"metadata file {name!r} of {size} bytes is no LMDB file")
+    if first.page_size != second.page_size:
+        raise DataLoss(f"metadata file {name!r} is damaged: pages of {first.page_size} and {second.page_size} bytes")
+    # Each commit writes the one of the two that is older, and 0 stands for none.
+    low, high = sorted((first.transaction, second.transaction))
+    if low and high != low + 1:
+        raise DataLoss(f"metadata file {name!r} is damaged: its last transactions are {low} and {high}")
+    return second if second.transaction > first.transaction else first
 
 
-def _meta(path: Path, head: bytes, offset: int) -> tuple[int, int, int] | None:
+def _meta(name: str, head: bytes, offset: int) -> Meta | None:
     if len(head) < offset + PAGE_HEADER + META.size:
         return None
-    magic, version, _, _, free, _, last_page, transaction = META.unpack_from(head, offset + PAGE_HEADER)
+    magic, version, _, _, free, main, last_page, transaction = META.unpack_from(head, offset + PAGE_HEADER)
     if magic != MAGIC:
         return None
-    if version != VERSION:
-        raise FailedPrecondition(f"metadata file {str(path)!r} has LMDB data version {version}, wanted {VERSION}")
-    page_size = int.from_bytes(free[:4], "little" if struct.pack("=H", 1) == b"\x01\x00" else "big")
-    return (page_size, last_page, transaction) if page_size in PAGE_SIZES else None
+    if version in OTHER_VERSIONS:
+        raise FailedPrecondition(f"metadata file {name!r} has LMDB data version {version}, wanted {VERSION}")
+    page_size = int.from_bytes(free[:4], "little")
+    if version != VERSION or page_size not in PAGE_SIZES:
+        return None
+    return Meta(page_size, free, main, last_page, transaction)
 
 
 def close_on_exec(folder: Path) -> None:

@@ -13,8 +13,8 @@ from moored.plugins.metadata.lmdb.opener import LmdbOpener
 
 @asynccontextmanager
 async def open_(ctx: InitContext[None]) -> AsyncGenerator[DatabaseOpener]:
-    """Open databases wherever they are asked for; this plugin has no folder of its own."""
-    opener = LmdbOpener(ctx.log)
+    """Open databases wherever they are asked for; this plugin has no folder of its own, only the one around it."""
+    opener = LmdbOpener(ctx.log, ctx.root.parent)
     checking = asyncio.get_running_loop().create_task(opener.check_readers())
     try:
         yield opener

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 import lmdb
@@ -18,6 +19,10 @@ Record = tuple[bytes, bytes]
 
 NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 FULL_TEXT: Final = "no room is left in the metadata store, only deletes work"
+
+FIRST_AHEAD: Final = 4
+MAX_AHEAD: Final = 256
+"""Records that a walk reads at a time, from few on: each step into LMDB is a chance for other threads to take over."""
 
 
 def translated(error: lmdb.Error) -> MooredError:
@@ -126,12 +131,16 @@ class Records:
             with self._txn.cursor() as cursor:
                 if not cursor.set_range(start):
                     return
-                for found in cursor.iternext(keys=True, values=True):
-                    if not found[0].startswith(start):
-                        return
-                    yield found
-                    if not self.open:
-                        raise Internal("tx closed")
+                ahead = cursor.iternext(keys=True, values=True)
+                size = FIRST_AHEAD
+                while batch := list(islice(ahead, size)):
+                    size = min(2 * size, MAX_AHEAD)
+                    for found in batch:
+                        if not found[0].startswith(start):
+                            return
+                        yield found
+                        if not self.open:
+                            raise Internal("tx closed")
         except lmdb.Error as error:
             raise self._doom(error) from error
 

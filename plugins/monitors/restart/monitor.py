@@ -115,7 +115,7 @@ class RestartMonitor:
             state = await self._tasks.get(container.id)
         except NotFound:
             state = None
-        # Whoever ends or starts a task for good writes the label first: the one of the list may be older than the state.
+        # Whoever ends or starts a task for good writes the label first; that of the list may be older than the state.
         container = await self._objects.containers.get(container.id)
         wanted = container.labels.get(STATUS, "")
         if state is not None and state.status.name.lower() == wanted:

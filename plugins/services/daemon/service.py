@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+import asyncio
+from collections.abc import AsyncGenerator
+from typing import Any, Final, cast
 
 from google.protobuf.duration_pb2 import Duration
 
 from moored.api.convert import timestamp
 from moored.api.moored.daemon.v1 import daemon_pb2 as pb
 from moored.api.moored.daemon.v1 import daemon_pb2_grpc as rpc
+from moored.kernel.errors import Unimplemented
 from moored.kernel.ports.daemon import DaemonView, Outcome, PluginRecord
+from moored.kernel.ports.databases import Backups
 from moored.kernel.ports.services import GrpcRegistrar
 
+PIECE: Final = 1 << 20
+"""Bytes of a backup in one message."""
 OUTCOMES = {
     Outcome.PENDING: pb.OUTCOME_PENDING,
     Outcome.OK: pb.OUTCOME_OK,
@@ -27,8 +33,10 @@ OUTCOMES = {
 class DaemonService(rpc.DaemonServicer):
     """moored.daemon.v1.Daemon."""
 
-    def __init__(self, daemon: DaemonView) -> None:
+    def __init__(self, daemon: DaemonView, databases: Backups | None = None) -> None:
+        """Copy the metadata by `databases`; None where that cannot be done."""
         self._daemon = daemon
+        self._databases = databases
 
     def register(self, server: GrpcRegistrar) -> None:
         """See GrpcService."""
@@ -59,6 +67,14 @@ class DaemonService(rpc.DaemonServicer):
             ],
             changes=[pb.Change(plugin=one.plugin, action=one.action, keys=one.keys) for one in check.changes],
         )
+
+    async def Backup(self, request: pb.BackupRequest, context: Any) -> AsyncGenerator[pb.BackupResponse]:  # noqa: N802
+        """All metadata in one file, made whole before the first piece is sent."""
+        if self._databases is None:
+            raise Unimplemented("this daemon's databases cannot be copied while it runs")
+        with await self._databases.backup() as file:
+            while piece := await asyncio.to_thread(file.read, PIECE):
+                yield pb.BackupResponse(data=piece)
 
 
 def plugin_message(record: PluginRecord) -> pb.Plugin:

@@ -74,7 +74,8 @@ def test_blob_is_a_read_only_file_named_by_its_digest(root: Path) -> None:
 
 def test_ingest_is_a_folder_named_by_the_hash_of_its_ref(ingest: Path) -> None:
     assert mode(ingest) == 0o755
-    assert sorted(file.name for file in ingest.iterdir()) == ["data", "ref", "startedat", "synced", "total", "updatedat"]
+    wanted = ["data", "ref", "startedat", "synced", "total", "updatedat"]
+    assert sorted(file.name for file in ingest.iterdir()) == wanted
     assert (ingest / "ref").read_text() == REF
     assert (ingest / "total").read_text() == "20"
     assert (ingest / "data").read_bytes() == DATA

@@ -14,7 +14,7 @@ from moored.kernel.ports.metadata import Bucket, Database
 from moored.kernel.ports.objects import Collection
 from moored.kernel.records import encode_text, encode_time, write_labels
 from moored.plugins.metadata.bolt import schema
-from moored.plugins.metadata.bolt.collect import collect
+from moored.plugins.metadata.bolt.collect import Listed, collect
 from moored.plugins.metadata.bolt.graph import PLACES, Graph
 from moored.plugins.metadata.bolt.journal import Journal
 from moored.plugins.metadata.bolt.leftovers import Swept
@@ -46,6 +46,7 @@ class World:
     content: Store = field(default_factory=Store)
     snapshotters: dict[str, Store] = field(default_factory=lambda: {"o": Store()})
     exchange: Exchange | None = None
+    outside: dict[str, Listed] = field(default_factory=dict)
 
     async def write(self, *writes: Write) -> None:
         def change(root: Bucket) -> None:
@@ -59,6 +60,7 @@ class World:
             database=self.database,
             content=self.content,
             snapshotters=self.snapshotters,
+            outside=self.outside,
             exchange=self.exchange,
             log=LOG,
         )
@@ -115,6 +117,16 @@ def container(name: str, key: str = "", labels: Labels = NONE) -> Write:
 
 def sandbox(name: str, labels: Labels = NONE) -> Write:
     return record("sandbox", name, labels=labels)
+
+
+def mount(name: str, labels: Labels = NONE) -> Write:
+    """One that is made."""
+
+    def write(root: Bucket) -> None:
+        record("mount", name, labels=labels)(root)
+        schema.made_object_bucket(root, NS, schema.MOUNTS, name, "active")
+
+    return write
 
 
 def ingest(ref: str, *, expires: int | None = None, expected: str = "") -> Write:

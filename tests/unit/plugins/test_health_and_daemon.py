@@ -129,3 +129,12 @@ async def test_daemon_service_tells_config_and_check(tmp_path: Path) -> None:
         "restart",
         ["a.b"],
     )
+
+
+@on_loop
+async def test_backup_is_unimplemented_where_databases_cannot_be_copied(tmp_path: Path) -> None:
+    async with basics(tmp_path) as (_, channel):
+        call = daemon_pb2_grpc.DaemonStub(channel).Backup(daemon_pb2.BackupRequest())
+        code, text = await fails(call.read())
+
+    assert (code, "cannot be copied" in text) == ("UNIMPLEMENTED", True)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -30,18 +28,9 @@ class Dummy:
         self.closed.set()
 
 
-def leases(*gone: str) -> Any:
-    async def resources(lease: str) -> list[object]:
-        if lease in gone:
-            raise NotFound(lease)
-        return []
-
-    return SimpleNamespace(resources=resources)
-
-
 @on_loop
 async def test_streams_of_clients_that_are_gone_make_room_and_no_others_do() -> None:
-    async with LeasedStreams(leases(), max_streams=2) as manager:
+    async with LeasedStreams(max_streams=2) as manager:
         first, second = Dummy(), Dummy()
         await manager.register("1", first)
         managed = await manager.register("2", second)
@@ -57,7 +46,7 @@ async def test_streams_of_clients_that_are_gone_make_room_and_no_others_do() -> 
 
 @on_loop
 async def test_names_belong_to_their_namespace_and_are_free_after_close() -> None:
-    async with LeasedStreams(leases()) as manager:
+    async with LeasedStreams() as manager:
         with bind("a"):
             stream = await manager.register("s", Dummy())
             with pytest.raises(Unknown, match="already exists"):
@@ -70,23 +59,35 @@ async def test_names_belong_to_their_namespace_and_are_free_after_close() -> Non
 
 
 @on_loop
-async def test_only_streams_of_a_lease_that_is_gone_are_closed() -> None:
-    async with LeasedStreams(leases("old")) as manager:
-        streams = {name: Dummy() for name in ("old", "new", "")}
-        for name, stream in streams.items():
+async def test_streams_are_listed_with_their_leases_until_they_are_closed() -> None:
+    async with LeasedStreams() as manager:
+        for name in ("l", ""):
             with bind("ns", lease=name):
-                await manager.register(f"s{name}", stream)
-        manager.changed(deleted=True)
-        await asyncio.wait_for(streams["old"].closed.wait(), 5)
+                await manager.register(f"s{name}", Dummy())
+        leased, free = manager.listed()
+        await free.close()
 
-        assert not streams["new"].closed.is_set()
-        assert not streams[""].closed.is_set()
+        assert [(one.namespace, one.name, one.lease) for one in (leased, free)] == [("ns", "sl", "l"), ("ns", "s", "")]
+        assert manager.listed() == [leased]
+
+
+@on_loop
+async def test_stream_that_was_closed_leaves_a_later_one_of_its_name_alone() -> None:
+    async with LeasedStreams() as manager:
+        old = await manager.register("s", Dummy())
+        await old.close()
+        later = Dummy()
+        await manager.register("s", later)
+        await old.close()
+
+        assert not later.closed.is_set()
+        manager.get("s")
 
 
 @on_loop
 async def test_what_is_open_is_closed_in_the_end() -> None:
     stream = Dummy()
-    async with LeasedStreams(leases()) as manager:
+    async with LeasedStreams() as manager:
         await manager.register("s", stream)
 
     assert stream.closed.is_set()

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class DaemonStub:
-    """Shows the daemon's plugins and configuration as they are, with reasons; changes nothing.
+    """Shows the daemon's plugins and configuration as they are, with reasons, and its metadata; changes nothing.
     """
 
     def __init__(self, channel):
@@ -50,10 +50,15 @@ class DaemonStub:
                 request_serializer=moored_dot_api_dot_moored_dot_daemon_dot_v1_dot_daemon__pb2.CheckRequest.SerializeToString,
                 response_deserializer=moored_dot_api_dot_moored_dot_daemon_dot_v1_dot_daemon__pb2.CheckResponse.FromString,
                 _registered_method=True)
+        self.Backup = channel.unary_stream(
+                '/moored.daemon.v1.Daemon/Backup',
+                request_serializer=moored_dot_api_dot_moored_dot_daemon_dot_v1_dot_daemon__pb2.BackupRequest.SerializeToString,
+                response_deserializer=moored_dot_api_dot_moored_dot_daemon_dot_v1_dot_daemon__pb2.BackupResponse.FromString,
+                _registered_method=True)
 
 
 class DaemonServicer:
-    """Shows the daemon's plugins and configuration as they are, with reasons; changes nothing.
+    """Shows the daemon's plugins and configuration as they are, with reasons, and its metadata; changes nothing.
     """
 
     def Plugins(self, request, context):
@@ -77,6 +82,13 @@ class DaemonServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Backup(self, request, context):
+        """Gives a copy of all metadata as it was at one moment after the call: a file, in pieces.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_DaemonServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -95,6 +107,11 @@ def add_DaemonServicer_to_server(servicer, server):
                     request_deserializer=moored_dot_api_dot_moored_dot_daemon_dot_v1_dot_daemon__pb2.CheckRequest.FromString,
                     response_serializer=moored_dot_api_dot_moored_dot_daemon_dot_v1_dot_daemon__pb2.CheckResponse.SerializeToString,
             ),
+            'Backup': grpc.unary_stream_rpc_method_handler(
+                    servicer.Backup,
+                    request_deserializer=moored_dot_api_dot_moored_dot_daemon_dot_v1_dot_daemon__pb2.BackupRequest.FromString,
+                    response_serializer=moored_dot_api_dot_moored_dot_daemon_dot_v1_dot_daemon__pb2.BackupResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'moored.daemon.v1.Daemon', rpc_method_handlers)
@@ -104,7 +121,7 @@ def add_DaemonServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Daemon:
-    """Shows the daemon's plugins and configuration as they are, with reasons; changes nothing.
+    """Shows the daemon's plugins and configuration as they are, with reasons, and its metadata; changes nothing.
     """
 
     @staticmethod
@@ -178,6 +195,33 @@ class Daemon:
             '/moored.daemon.v1.Daemon/Check',
             moored_dot_api_dot_moored_dot_daemon_dot_v1_dot_daemon__pb2.CheckRequest.SerializeToString,
             moored_dot_api_dot_moored_dot_daemon_dot_v1_dot_daemon__pb2.CheckResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Backup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/moored.daemon.v1.Daemon/Backup',
+            moored_dot_api_dot_moored_dot_daemon_dot_v1_dot_daemon__pb2.BackupRequest.SerializeToString,
+            moored_dot_api_dot_moored_dot_daemon_dot_v1_dot_daemon__pb2.BackupResponse.FromString,
             options,
             channel_credentials,
             insecure,

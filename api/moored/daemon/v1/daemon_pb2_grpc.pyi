@@ -30,7 +30,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class DaemonStub:
-    """Shows the daemon's plugins and configuration as they are, with reasons; changes nothing."""
+    """Shows the daemon's plugins and configuration as they are, with reasons, and its metadata; changes nothing."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -42,10 +42,12 @@ class DaemonStub:
     """Shows the configuration in force and where each value came from."""
     Check: _grpc.UnaryUnaryMultiCallable[_daemon_pb2.CheckRequest, _daemon_pb2.CheckResponse]
     """Reads the files on disk and tells what they would change; applies nothing."""
+    Backup: _grpc.UnaryStreamMultiCallable[_daemon_pb2.BackupRequest, _daemon_pb2.BackupResponse]
+    """Gives a copy of all metadata as it was at one moment after the call: a file, in pieces."""
 
 @_typing.type_check_only
 class DaemonAsyncStub(DaemonStub):
-    """Shows the daemon's plugins and configuration as they are, with reasons; changes nothing."""
+    """Shows the daemon's plugins and configuration as they are, with reasons, and its metadata; changes nothing."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Plugins: _aio.UnaryUnaryMultiCallable[_daemon_pb2.PluginsRequest, _daemon_pb2.PluginsResponse]  # type: ignore[assignment]
@@ -54,9 +56,11 @@ class DaemonAsyncStub(DaemonStub):
     """Shows the configuration in force and where each value came from."""
     Check: _aio.UnaryUnaryMultiCallable[_daemon_pb2.CheckRequest, _daemon_pb2.CheckResponse]  # type: ignore[assignment]
     """Reads the files on disk and tells what they would change; applies nothing."""
+    Backup: _aio.UnaryStreamMultiCallable[_daemon_pb2.BackupRequest, _daemon_pb2.BackupResponse]  # type: ignore[assignment]
+    """Gives a copy of all metadata as it was at one moment after the call: a file, in pieces."""
 
 class DaemonServicer(metaclass=_abc_1.ABCMeta):
-    """Shows the daemon's plugins and configuration as they are, with reasons; changes nothing."""
+    """Shows the daemon's plugins and configuration as they are, with reasons, and its metadata; changes nothing."""
 
     @_abc_1.abstractmethod
     def Plugins(
@@ -81,5 +85,13 @@ class DaemonServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_daemon_pb2.CheckResponse, _abc.Awaitable[_daemon_pb2.CheckResponse]]:
         """Reads the files on disk and tells what they would change; applies nothing."""
+
+    @_abc_1.abstractmethod
+    def Backup(
+        self,
+        request: _daemon_pb2.BackupRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_daemon_pb2.BackupResponse], _abc.AsyncIterator[_daemon_pb2.BackupResponse]]:
+        """Gives a copy of all metadata as it was at one moment after the call: a file, in pieces."""
 
 def add_DaemonServicer_to_server(servicer: DaemonServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
