@@ -117,7 +117,7 @@ def test_views_go_and_what_is_rooted_stays(daemon: Daemon, ctr: str) -> None:
 def test_expired_lease_goes_in_an_idle_daemon(daemon: Daemon) -> None:
     with daemon.channel() as channel:
         leases, snapshots = leases_pb2_grpc.LeasesStub(channel), snapshots_pb2_grpc.SnapshotsStub(channel)
-        expiry = (datetime.now(UTC) + timedelta(seconds=2)).isoformat(timespec="milliseconds")
+        expiry = (datetime.now(UTC) + timedelta(seconds=4)).isoformat(timespec="milliseconds")
         leases.Create(
             leases_pb2.CreateRequest(id="l", labels={"containerd.io/gc.expire": expiry}), metadata=NS, timeout=10
         )
