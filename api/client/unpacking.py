@@ -16,9 +16,9 @@ from moored.api.client.connection import Calls
 from moored.api.client.content import Content
 from moored.api.client.diffs import Diffs
 from moored.api.client.images import Images
-from moored.api.client.labels import snapshot_label
 from moored.api.client.leases import under_lease
 from moored.api.client.snapshots import Snapshots
+from moored.api.transfer.labels import snapshot_label
 from moored.kernel.errors import AlreadyExists, FailedPrecondition, MooredError, NotFound
 from moored.kernel.imagespec import media
 from moored.kernel.imagespec.chain import chain_ids
@@ -113,7 +113,8 @@ class _Unpacker:
 
     async def _filled(self, layer: _Layer, key: str, mounts: list[Mount]) -> None:
         self._tell("extracting", layer, 0)
-        applied = await self._diffs.apply(layer.entry.descriptor(), mounts, sync_fs=True)
+        # the commit makes the files durable, and once is enough
+        applied = await self._diffs.apply(layer.entry.descriptor(), mounts, sync_fs=False)
         if applied.digest != layer.diff_id:
             raise FailedPrecondition(
                 f"wrong diff id {applied.digest} of layer {layer.entry.digest}, its config says {layer.diff_id}"

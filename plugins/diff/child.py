@@ -1,16 +1,21 @@
-"""How a worker process runs: it reads its task, locks itself in, works, reports and ends.
+"""How a worker process runs: it reads its task, locks itself in, works, reports, and is let out for another task.
 
-Its task comes on descriptor 0. All modules are imported before the root changes: afterwards nothing is ever loaded,
-since the files around it are a stranger's.
+    task on 0 -> locked in, works -> report ─ a fault, or none other is wanted: it ends
+        ^                              │
+        └── next 0 <─ out again <──────┘    each by a descriptor that the daemon sends where the report went
+
+Nothing that it holds while it works leads out of the folder. All modules are imported before the root changes:
+afterwards nothing is ever loaded, since the files around it are a stranger's.
 """
 
 from __future__ import annotations
 
 import os
 import resource
+import socket
 import sys
-import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from moored.kernel.errors import Internal, MooredError
@@ -21,8 +26,12 @@ from moored.plugins.diff.syscalls import Syscalls
 Work = Callable[[dict[str, Any], Syscalls], dict[str, Any]]
 
 
-def serve(work: Work, report: int, daemon: int, syscalls: Syscalls) -> None:
-    """Do one piece of work for the process `daemon`, and report it on a descriptor, if anybody is left to get it."""
+def serve(work: Work, control: int, daemon: int, names: tuple[str, str], syscalls: Syscalls) -> None:
+    """Do work for the process `daemon`, and report each piece on a socket, if anybody is left to get it.
+
+    names   of the process without a task and with one
+    """
+    idle, busy = names
     try:
         os.umask(0)
         most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
@@ -34,7 +43,15 @@ def serve(work: Work, report: int, daemon: int, syscalls: Syscalls) -> None:
             # It ended before the line above.
             return
         syscalls.forbid_new_privileges()
-        answer = work(receive(0), syscalls)
+        while True:
+            task = receive(0)
+            syscalls.rename(busy)
+            send(control, work(task, syscalls))
+            if not task["again"] or not _let_out(control):
+                return
+            syscalls.rename(idle)
+            if not _given_input(control):
+                return
     except MooredError as error:
         answer = fault(error)
     except OSError as error:
@@ -42,12 +59,46 @@ def serve(work: Work, report: int, daemon: int, syscalls: Syscalls) -> None:
     except Exception as error:  # noqa: BLE001 - here the request ends
         _tell(error)
         answer = fault(Internal(f"the worker process failed: {type(error).__name__}"))
-    send(report, answer)
+    send(control, answer)
+
+
+def _let_out(control: int) -> bool:
+    """Go back to the root folder that the daemon sends; False at the end of its side."""
+    root = _descriptor(control)
+    if root is None:
+        return False
+    os.fchdir(root)
+    os.close(root)
+    with suppress(PermissionError):  # who may not did not lock itself in
+        os.chroot(".")
+    return True
+
+
+def _given_input(control: int) -> bool:
+    """Read on from what the daemon sends; False at the end of its side."""
+    into = _descriptor(control)
+    if into is None:
+        return False
+    os.dup2(into, 0)
+    os.close(into)
+    return True
+
+
+def _descriptor(control: int) -> int | None:
+    told = socket.socket(fileno=control)
+    try:
+        data, fds, _, _ = socket.recv_fds(told, 1, 1)
+    finally:
+        told.detach()
+    return fds[0] if data and fds else None
 
 
 def _tell(error: Exception) -> None:
     """Say on stderr what went wrong and where, without source lines: those would be read from a stranger's files."""
-    frames = [f"{frame.f_code.co_filename}:{line}" for frame, line in traceback.walk_tb(error.__traceback__)]
+    frames, step = [], error.__traceback__
+    while step is not None:
+        frames.append(f"{step.tb_frame.f_code.co_filename}:{step.tb_lineno}")
+        step = step.tb_next
     text = f"{type(error).__name__}: {error!s:.2000} at {' > '.join(frames)}"
     print(text, file=sys.stderr, flush=True)  # noqa: T201 - its log
 

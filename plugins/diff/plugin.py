@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from moored.kernel.config import setting
 from moored.kernel.duration import Duration
+from moored.kernel.errors import ResourceExhausted, Unavailable
 from moored.kernel.mounts import mounted, unmount_all
 from moored.kernel.plugin import InitContext, Registration
 from moored.kernel.ports.diff import DIFFER, Budget, Differ
+from moored.kernel.ports.events import EVENT, Exchange
 from moored.kernel.ports.mounts import MOUNT_MANAGER
 from moored.kernel.ports.objects import METADATA
-from moored.plugins.diff.walking import WalkingDiffer
+from moored.plugins.diff.walking import APPLY_MODULE, WalkingDiffer
 from moored.plugins.diff.worker import LINGER_SECONDS, MAX_PROCESSES, STALL_SECONDS, Crew
 
 
@@ -45,7 +47,10 @@ async def open_(ctx: InitContext[Config]) -> AsyncGenerator[Differ]:
     await asyncio.to_thread(_cleared, folder)
     manager = next(iter(ctx.all(MOUNT_MANAGER).values()), None)
     stall = max(ctx.config.stall_timeout, 0.0) or None
-    async with Crew(ctx.config.max_processes, stall, ctx.log, linger=LINGER_SECONDS) as crew:
+    async with (
+        Crew(ctx.config.max_processes, stall, ctx.log, linger=LINGER_SECONDS) as crew,
+        expecting(crew, ctx.one(EVENT)),
+    ):
         yield WalkingDiffer(
             ctx.one(METADATA).content,
             ctx.log,
@@ -55,6 +60,31 @@ async def open_(ctx: InitContext[Config]) -> AsyncGenerator[Differ]:
             activated=manager.activated if manager is not None else nullcontext,
             crew=crew,
         )
+
+
+@asynccontextmanager
+async def expecting(crew: Crew, events: Exchange) -> AsyncGenerator[None]:
+    """Have a process ready whenever content has come in: mostly that is an image, which is unpacked next."""
+
+    async def expect() -> None:
+        while True:
+            # who falls behind is cut off, by content that has come in
+            with suppress(ResourceExhausted):
+                async with events.subscribe('topic=="/content/create"') as created:
+                    async for _ in created:
+                        crew.expect(APPLY_MODULE)
+            crew.expect(APPLY_MODULE)
+
+    async def watch() -> None:
+        with suppress(Unavailable):
+            await expect()
+
+    watching = asyncio.create_task(watch())
+    try:
+        yield
+    finally:
+        watching.cancel()
+        await asyncio.wait([watching])
 
 
 def _cleared(folder: Path) -> None:
@@ -70,7 +100,7 @@ plugin = Registration(
     id="walking",
     open=open_,
     config=Config,
-    requires=(METADATA,),
+    requires=(METADATA, EVENT),
     after=(MOUNT_MANAGER,),
     summary="unpacks and makes layers by walking folders",
 )

@@ -20,6 +20,11 @@ def packed(message: dict[str, Any]) -> bytes:
     return LENGTH.pack(len(data)) + data
 
 
+def is_whole(data: bytes | bytearray) -> bool:
+    """Whether bytes are a message from its first to its last one."""
+    return len(data) >= LENGTH.size and len(data) >= LENGTH.size + int(LENGTH.unpack_from(data)[0])
+
+
 def unpacked(data: bytes) -> dict[str, Any]:
     """The message that bytes are; raises Internal where they are none."""
     if len(data) < LENGTH.size or len(data) != LENGTH.size + LENGTH.unpack_from(data)[0]:

@@ -138,7 +138,7 @@ class WalkingDiffer:
                 if not left:
                     pump = await self._read_only(stream, make)
                 elif target is not None:
-                    pump = await self._unpack(stream, make, target, sync_fs)
+                    pump = await self._unpack(stream, make, target, sync_fs, again=True)
                 else:
                     async with _Entered(self._mounted(left)) as folder:
                         pump = await self._unpack(stream, make, Target(str(folder)), sync_fs)
@@ -167,6 +167,8 @@ class WalkingDiffer:
         make: Callable[[Callable[[bytes], None]], Pump],
         target: Target,
         sync_fs: bool,
+        *,
+        again: bool = False,
     ) -> Pump:
         task = {
             "root": target.root,
@@ -177,7 +179,7 @@ class WalkingDiffer:
             "max_entries": self._budget.entries,
             "max_bytes": self._budget.file_bytes,
         }
-        async with self._crew.worker(APPLY_MODULE, task) as process:
+        async with self._crew.worker(APPLY_MODULE, task, again=again) as process:
             pump = make(process.write)
             report = await _pumped(self._steady(stream), pump, process)
         for warning in report["warnings"]:
@@ -224,9 +226,13 @@ class WalkingDiffer:
 async def _pumped(stream: AsyncIterator[bytes], pump: Pump, process: Worker) -> dict[str, Any]:
     """Feed a worker to the end; its report. Where it fails, its word comes before a broken pipe."""
     try:
+        ahead = b""
         async for data in stream:
-            await process.run(pump.feed, data)
-        await process.run(pump.finish)
+            if ahead:
+                await process.run(pump.feed, ahead)
+            ahead = data
+        # the last piece, which mostly is the only one, and the end are one turn of the thread
+        await process.run(pump.feed_last, ahead)
     except BrokenPipeError:
         await process.result()
         raise Unknown("the worker process stopped reading") from None

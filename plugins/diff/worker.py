@@ -1,4 +1,4 @@
-"""Runs worker processes: each has a pipe into it, may have one out of it, and sends one report.
+"""Runs worker processes: each has a pipe into it, may have one out of it, and sends one report for each task.
 
 A *crew* runs so many of them side by side and gives up one that makes no progress. A process that cannot even be killed
 (its disk hangs) is left behind and keeps its place until it is gone.
@@ -11,10 +11,11 @@ import fcntl
 import os
 import select
 import signal
+import socket
 import time
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from functools import partial
 from typing import Any, Final, Self, TypeVar
 
@@ -24,7 +25,8 @@ from structlog.typing import FilteringBoundLogger
 from moored.kernel.errors import DeadlineExceeded, Internal, Unavailable
 from moored.plugins.diff.exits import exit_of
 from moored.plugins.diff.launcher import Zygote
-from moored.plugins.diff.reports import MAX_REPORT, packed, raise_fault, unpacked
+from moored.plugins.diff.reports import MAX_REPORT, is_whole, packed, raise_fault, unpacked
+from moored.plugins.diff.spares import Spares
 
 R = TypeVar("R")
 
@@ -34,6 +36,8 @@ MAX_PROCESSES: Final = 8
 STALL_SECONDS: Final = 600.0
 LINGER_SECONDS: Final = 60.0
 """How long a daemon keeps what forks its processes for the next one."""
+MANY: Final = 100_000
+"""Entries of a layer after which a process ends: memory that it has had once it does not give back."""
 REAP_SECONDS: Final = 5.0
 """How long a killed process is waited for before it is left behind."""
 _LOOK_MS: Final = 500
@@ -64,10 +68,20 @@ class Worker:
         self._into = pipes.into
         self._out = pipes.out
         self._said = pipes.said
-        self._report = _all_of(pipes.report)
+        self._control = pipes.control
+        self._report = message_of(pipes.control)
         self._stall = stall
         self._killed = False
         self._threads = threads
+        self.is_done = False
+        """Whether it has done its task and said so."""
+        self.is_fit = True
+        """Whether the task has not left it too large for another one."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether it runs no more."""
+        return self._exit.done()
 
     async def give(self, task: dict[str, Any]) -> None:
         """Write the task, the first of its input."""
@@ -125,6 +139,30 @@ class Worker:
             await settled(future)
             raise
 
+    def let_out(self) -> None:
+        """Let a process that is done, and was asked for that, go back to the root. Raises OSError if it has ended."""
+        self.end_input()
+        root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            socket.send_fds(self._control, [b"/"], [root])
+        finally:
+            os.close(root)
+
+    def renew(self) -> None:
+        """Give one that was let out another input, for another task. Raises OSError if it has ended."""
+        with ExitStack() as undone:
+            theirs, ours = os.pipe()
+            undone.callback(os.close, ours)
+            try:
+                socket.send_fds(self._control, [b"0"], [theirs])
+            finally:
+                os.close(theirs)
+            undone.pop_all()
+        _prepare(ours)
+        self._into = ours
+        self._report = message_of(self._control)
+        self.is_done = False
+
     def kill(self) -> None:
         """End the process at once."""
         self._killed = True
@@ -133,26 +171,34 @@ class Worker:
             os.kill(self.pid, signal.SIGKILL)
 
     async def result(self) -> dict[str, Any]:
-        """The report, once the process has ended.
+        """The report, the last that the process does of its task.
 
         Raises the error that it tells of, Internal if there is none, DeadlineExceeded when it takes too long.
         """
-        try:
-            async with asyncio.timeout(self._stall):
-                data = await asyncio.shield(self._report)
-                status = os.waitstatus_to_exitcode(await asyncio.shield(self._exit))
-        except TimeoutError:
-            raise DeadlineExceeded(f"the worker process did not end within {self._stall:g}s") from None
-        said = os.read(self._said, MAX_STDERR).decode(errors="replace")
+        data = await self._within_patience(self._report)
         if not data:
-            raise Internal(f"a worker process ended with status {status} and said {said!r}")
+            status = os.waitstatus_to_exitcode(await self._within_patience(self._exit))
+            raise Internal(f"a worker process ended with status {status} and said {self._last_words()!r}")
         found = unpacked(data)
         try:
             raise_fault(found)
         except Internal as error:
-            error.add_note(said)
+            await self._within_patience(self._exit)
+            error.add_note(self._last_words())
             raise
+        self.is_done, self.is_fit = True, found["entries"] <= MANY
         return found
+
+    async def _within_patience(self, future: asyncio.Future[R]) -> R:
+        try:
+            async with asyncio.timeout(self._stall):
+                return await asyncio.shield(future)
+        except TimeoutError:
+            raise DeadlineExceeded(f"the worker process did not end within {self._stall:g}s") from None
+
+    def _last_words(self) -> str:
+        """What it said, for when it has ended: else this would wait for more."""
+        return os.read(self._said, MAX_STDERR).decode(errors="replace")
 
     async def close(self, left_behind: Callable[[asyncio.Future[None]], None]) -> None:
         """Make sure that nothing runs any more and nothing is open.
@@ -174,6 +220,7 @@ class Worker:
     async def _end(self) -> None:
         await self._exit
         await asyncio.wait([self._report])
+        self._control.close()
         os.close(self._said)
 
 
@@ -182,8 +229,8 @@ class Crew:
 
     stall   seconds without progress after which a process is given up: while it takes or gives no data, and from the
             end of its input to its own; None for any
-    linger  seconds that what forks the processes is kept for the next one, until the crew is closed; 0: it ends with
-            the last one that runs, and there is nothing to close
+    linger  seconds that what forks the processes is kept for the next one, and processes for more work, until the crew
+            is closed; 0: nothing outlasts the last one that runs, and there is nothing to close
     """
 
     def __init__(
@@ -202,6 +249,7 @@ class Crew:
         self._linger = linger
         self._users = 0
         self._threads: ThreadPoolExecutor | None = None
+        self._spares = Spares(self._started, self._close, linger)
         self.zygote = Zygote(linger or LINGER_SECONDS)
 
     async def __aenter__(self) -> Self:
@@ -210,63 +258,111 @@ class Crew:
     async def __aexit__(self, *_: object) -> None:
         await settled(asyncio.ensure_future(self._release()))
 
+    def expect(self, module: str) -> None:
+        """Have a process ready: a module's work is likely to come within the time that one lingers."""
+        if self._linger:
+            self._spares.expect(module)
+
     @asynccontextmanager
-    async def worker(self, module: str, task: dict[str, Any], *, output: bool = False) -> AsyncGenerator[Worker]:
-        """Start a process for a module's work; it is gone, whatever happens, when the block is left.
+    async def worker(
+        self, module: str, task: dict[str, Any], *, output: bool = False, again: bool = False
+    ) -> AsyncGenerator[Worker]:
+        """Start a process for a module's work; nothing of it goes on, whatever happens, when the block is left.
+
+        again   with linger, one that is done may live on for another task; for a moment it still has its folder open
 
         Raises Unavailable where every place is held by a process that cannot be killed; Internal, Unavailable or
         DeadlineExceeded where none starts.
         """
         if len(self._left_behind) >= self._most:
             raise Unavailable(f"{self._most} worker processes hang and cannot be killed, no further one is started")
-        async with self._equipped() as threads, AsyncExitStack() as stack:
-            await self._places.acquire()
-            stack.callback(self._places.release)
-            starting = asyncio.ensure_future(_started(self.zygote, module, output, threads, self.stall))
+        again = again and not output and bool(self._linger)
+        async with self._lasting(), self._place() as place:
+            starting = asyncio.ensure_future(self._ready(module, output))
             try:
                 await settled(starting)
                 one = starting.result()
-                await one.give(task)
+                await one.give({**task, "again": again})
                 yield one
             finally:
                 if starting.exception() is None:
                     one = starting.result()
-                    await one.close(partial(self._leave_behind, one, stack))
+                    if not again or not self._kept(module, one):
+                        await one.close(partial(self._leave_behind, one, place))
+
+    def _kept(self, module: str, one: Worker) -> bool:
+        """Keep a process for another task, if it can have one."""
+        if one.is_done and one.is_fit and not one.ended:
+            with suppress(OSError):
+                one.let_out()
+                return self._spares.put(module, one)
+        return False
 
     @asynccontextmanager
-    async def _equipped(self) -> AsyncGenerator[ThreadPoolExecutor]:
-        """Keep the zygote, and threads for as many processes as there are places."""
+    async def _place(self) -> AsyncGenerator[ExitStack]:
+        """Wait for a place; it is given back with the stack."""
+        await self._places.acquire()
+        with ExitStack() as stack:
+            stack.callback(self._places.release)
+            yield stack
+
+    @asynccontextmanager
+    async def _lasting(self) -> AsyncGenerator[None]:
+        """Keep the zygote and the threads."""
         self._users += 1
-        if self._threads is None:
-            self._threads = ThreadPoolExecutor(self._most, thread_name_prefix="layer")
         try:
-            yield self._threads
+            yield
         finally:
             self._users -= 1
             if not self._users and not self._linger:
                 await settled(asyncio.ensure_future(self._release()))
 
+    async def _ready(self, module: str, output: bool) -> Worker:
+        """Take a process that was kept, or start one."""
+        while not output and (one := await self._spares.take(module)) is not None:
+            if not one.is_done:
+                return one
+            try:
+                one.renew()
+            except OSError:
+                await self._close(one)
+            else:
+                return one
+        return await self._started(module, output)
+
+    async def _started(self, module: str, output: bool = False) -> Worker:
+        if self._threads is None:
+            # for as many processes as there are places
+            self._threads = ThreadPoolExecutor(self._most, thread_name_prefix="layer")
+        return await _started(self.zygote, module, output, self._threads, self.stall)
+
+    async def _close(self, one: Worker) -> None:
+        """End a process that has no place."""
+        with ExitStack() as none:
+            await one.close(partial(self._leave_behind, one, none))
+
     async def _release(self) -> None:
+        await self._spares.close()
         threads, self._threads = self._threads, None
         if threads is not None:
             # where no process is left every call has been waited for
             threads.shutdown(wait=not self._users)
         await self.zygote.close()
 
-    def _leave_behind(self, one: Worker, place: AsyncExitStack, end: asyncio.Future[None]) -> None:
+    def _leave_behind(self, one: Worker, place: ExitStack, end: asyncio.Future[None]) -> None:
         self._log.error("a worker process cannot be killed, its disk may hang", pid=one.pid)
         self._left_behind.add(end)
-        place.pop_all()
+        held = place.pop_all()
 
         def ended(_: asyncio.Future[None]) -> None:
             self._left_behind.discard(end)
-            self._places.release()
+            held.close()
 
         end.add_done_callback(ended)
 
 
 class _Pipes:
-    """The daemon's ends of a process's pipes, -1 for none, and `theirs`: what become its 0, 1, 2 and report."""
+    """The daemon's ends of a process's pipes, -1 for none, and `theirs`: what become its 0, 1, 2 and control."""
 
     def __init__(self, output: bool) -> None:
         with ExitStack() as undone:
@@ -279,14 +375,14 @@ class _Pipes:
 
             into_read, self.into = pipe()
             self.said, said_write = pipe()
-            self.report, report_write = pipe()
             self.out, out_write = pipe() if output else (-1, os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC))
+            self.control, control = socket.socketpair()
             undone.pop_all()
-        self.theirs = (into_read, out_write, said_write, report_write)
+        self.control.setblocking(False)
+        self.theirs = (into_read, out_write, said_write, control.detach())
         for fd in (self.into, self.out):
             if fd >= 0:
-                _widen(fd)
-                os.set_blocking(fd, False)
+                _prepare(fd)
 
     def close_theirs(self) -> None:
         """Close what the process has."""
@@ -295,7 +391,8 @@ class _Pipes:
 
     def close_ours(self) -> None:
         """Close the daemon's ends."""
-        for fd in (self.into, self.out, self.said, self.report):
+        self.control.close()
+        for fd in (self.into, self.out, self.said):
             if fd >= 0:
                 os.close(fd)
 
@@ -326,26 +423,35 @@ def _watched(pid: int, pipes: _Pipes, threads: ThreadPoolExecutor, stall: float 
         raise Internal(f"cannot start a worker process: {error.strerror}") from error
 
 
-def _widen(pipe: int) -> None:
+def _prepare(pipe: int) -> None:
+    """Make the daemon's end of a pipe for data what `Worker` wants."""
+    os.set_blocking(pipe, False)
     # over the user's limit for pipes they work too, with more switches
     with suppress(PermissionError):
         fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
 
 
-def _all_of(fd: int) -> asyncio.Future[bytes]:
-    """The bytes of a pipe up to its end, which closes it; none of a report that is too long."""
+def message_of(control: socket.socket) -> asyncio.Future[bytes]:
+    """The next message on a socket; of one that is cut or too long nothing, and what sends it can send no more."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[bytes] = loop.create_future()
     found = bytearray()
-    os.set_blocking(fd, False)
 
     def ready() -> None:
-        data = os.read(fd, MAX_STDERR)
+        try:
+            data = control.recv(MAX_STDERR)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""  # reset: it ended with input unread
         found.extend(data)
-        if not data or len(found) > MAX_REPORT:
-            loop.remove_reader(fd)
-            os.close(fd)
-            future.set_result(b"" if data else bytes(found))
+        whole = is_whole(found)
+        if whole or not data or len(found) > MAX_REPORT:
+            loop.remove_reader(control)
+            if not whole:
+                with suppress(OSError):
+                    control.shutdown(socket.SHUT_RDWR)
+            future.set_result(bytes(found) if whole else b"")
 
-    loop.add_reader(fd, ready)
+    loop.add_reader(control, ready)
     return future

@@ -3,7 +3,7 @@
 It reads one request a message on descriptor 0, a SOCK_SEQPACKET socket, and answers each. It ends with the other side,
 and after LINGER seconds without a request. Workers are the daemon's children, not its: they go on without it.
 
-Request: the name of the worker's module, with the descriptors that become its 0, 1, 2 and the one for its report.
+Request: the name of the worker's module, with the descriptors that become its 0, 1, 2 and the socket for its reports.
 Answer (JSON): pid; or fault, a text.
 """
 
@@ -23,7 +23,7 @@ from moored.plugins.diff.compare import process as comparing
 from moored.plugins.diff.syscalls import Syscalls
 
 NAME: Final = "moored-layers"
-"""What the process is called, and a worker but for the last letter."""
+"""What the process is called, and a worker without a task; one at work but for the last letter."""
 MAX_MESSAGE: Final = 4096
 DESCRIPTORS: Final = 4
 _WORKS: Final[dict[str, Work]] = {one.__name__: one.work for one in (applying, comparing)}
@@ -77,9 +77,8 @@ def _become_worker(module: str, fds: list[int], syscalls: Syscalls, daemon: int)
         for number, fd in enumerate(fds[:-1]):
             os.dup2(fd, number)
             os.close(fd)
-        syscalls.rename(NAME[:-1])
         gc.enable()
-        serve(_WORKS[module], fds[-1], daemon, syscalls)
+        serve(_WORKS[module], fds[-1], daemon, (NAME, NAME[:-1]), syscalls)
         status = 0
     finally:
         # nothing of what called this is to run a second time

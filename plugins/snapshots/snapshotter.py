@@ -181,8 +181,7 @@ class RecordedSnapshotter:
         snapshot = Snapshot(self._last_id, info, parents)
         self._busy.add(snapshot.id)
         try:
-            await self._make_files(snapshot, stop)
-            mounts = await self._run(f"snapshot {key}", lambda: list(self._layers.mounts(snapshot)))
+            mounts = await self._run(f"snapshot {key}", lambda: self._made(snapshot, stop))
             stop.check()
             await self._records.create(snapshot)
         except BaseException:
@@ -192,9 +191,14 @@ class RecordedSnapshotter:
             self._busy.discard(snapshot.id)
         return mounts
 
-    async def _make_files(self, snapshot: Snapshot, stop: Stop) -> None:
+    def _made(self, snapshot: Snapshot, stop: Stop) -> list[Mount]:
+        """Make the files of a snapshot and give its mounts; blocks."""
+        self._make_files(snapshot, stop)
+        return list(self._layers.mounts(snapshot))
+
+    def _make_files(self, snapshot: Snapshot, stop: Stop) -> None:
         if self._layers.entry(snapshot) is not None:
-            await self._run(f"snapshot {snapshot.info.name}", lambda: self._layers.make(snapshot, stop))
+            self._layers.make(snapshot, stop)
 
     async def _mounts(self, key: str) -> list[Mount]:
         snapshot = self._records.resolve(key)
@@ -242,7 +246,8 @@ class RecordedSnapshotter:
             return
         try:
             await self._discard(self._layers.entry(snapshot))
-            await self._make_files(self._records.resolve(name), stop)
+            whole = self._records.resolve(name)
+            await self._run(f"snapshot {name}", lambda: self._make_files(whole, stop))
         except MooredError as error:
             self._log.error("cannot make the files of a snapshot again", snapshot=name, error=error.text)
         else:

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, TypeVar
 
 from moored.kernel.errors import Unavailable
-from moored.kernel.workers import Stop
+from moored.kernel.workers import Stop, finished
 
 R = TypeVar("R")
 
@@ -23,7 +23,7 @@ class Workers:
 
     async def run(self, work: Callable[[], R]) -> R:
         """Run work in a thread; only inside of `whole`, which sees to its end."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+        return await finished(self._pool.submit(work), always=True)
 
     async def whole(self, call: Callable[[Stop], Coroutine[Any, Any, R]]) -> R:
         """Await a call to its end, even if the caller is cancelled; it is asked to stop then, and may.

@@ -7,6 +7,7 @@ on descriptor 0. Report: entries, bytes (logical size of all files), warnings; o
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack
 from typing import Any
 
 from moored.plugins.diff.apply.layer import Layer
@@ -19,16 +20,27 @@ from moored.plugins.diff.tree import Tree
 
 def work(task: dict[str, Any], syscalls: Syscalls) -> dict[str, Any]:
     """Apply the archive on descriptor 0 and read it to its end; the report."""
-    try:
-        root = open_root(task["root"])
-        lowers = None if task["lowers"] is None else [Tree(open_root(path), syscalls) for path in task["lowers"]]
-    except OSError as fault:
-        raise text_of(fault, "cannot open the folder of a mount") from fault
-    lock_in(root)
-    layer = Layer(Tree(root, syscalls), syscalls, lowers=lowers, userxattr=task["userxattr"], devices=task["devices"])
-    reader = Reader(lambda size: os.read(0, size), max_entries=task["max_entries"], max_bytes=task["max_bytes"])
-    layer.apply(reader)
-    reader.drain()
-    if task["sync"]:
-        syscalls.sync_file_system(root)
+    with ExitStack() as opened:
+
+        def opened_root(path: str) -> int:
+            fd = open_root(path)
+            opened.callback(os.close, fd)
+            return fd
+
+        try:
+            root = opened_root(task["root"])
+            lowers = None
+            if task["lowers"] is not None:
+                lowers = [Tree(opened_root(path), syscalls) for path in task["lowers"]]
+        except OSError as fault:
+            raise text_of(fault, "cannot open the folder of a mount") from fault
+        lock_in(root)
+        layer = Layer(
+            Tree(root, syscalls), syscalls, lowers=lowers, userxattr=task["userxattr"], devices=task["devices"]
+        )
+        reader = Reader(lambda size: os.read(0, size), max_entries=task["max_entries"], max_bytes=task["max_bytes"])
+        layer.apply(reader)
+        reader.drain()
+        if task["sync"]:
+            syscalls.sync_file_system(root)
     return {"entries": reader.entries, "bytes": reader.bytes, "warnings": layer.warnings}

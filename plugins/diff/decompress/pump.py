@@ -48,6 +48,12 @@ class Pump:
         """Pass on the rest; an error if it ended too early."""
         self._pass(self._decoder.finish())
 
+    def feed_last(self, data: bytes) -> None:
+        """Pass on what the data decompresses to, and the rest."""
+        if data:
+            self.feed(data)
+        self.finish()
+
     def _pass(self, pieces: Iterator[bytes]) -> None:
         for piece in pieces:
             self.size += len(piece)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -29,10 +30,11 @@ from moored.kernel.ports.snapshots import (
     Usage,
 )
 from moored.kernel.workers import Stop
+from moored.plugins.snapshots.durable import Durability
 from moored.plugins.snapshots.folder import Folder, new_entry, new_name
 from moored.plugins.snapshots.overlayfs.host import host_capabilities, host_options
 from moored.plugins.snapshots.records.store import Snapshot
-from moored.plugins.snapshots.tree import FOLDER, disk_usage, sync_filesystem
+from moored.plugins.snapshots.tree import FOLDER, disk_usage
 
 ENTRIES: Final = "snapshots"
 UPPERDIR: Final = "containerd.io/snapshot/overlay.upperdir"
@@ -61,6 +63,7 @@ class OverlayLayers:
         self.deferred = not options.sync_remove
         self._options = options
         self._extra: tuple[str, ...] = options.extra
+        self._durability = Durability()
 
     def open(self) -> None:
         """See `Layers`; Skip where overlayfs cannot be mounted on the folder's file system."""
@@ -89,8 +92,14 @@ class OverlayLayers:
 
     def seal(self, snapshot: Snapshot, stop: Stop) -> Usage:
         """See `Layers`."""
-        usage = self.usage(snapshot, stop)
-        sync_filesystem(self.folder.fd(self.entry(snapshot)))
+        entry = self.entry(snapshot)
+        with ExitStack() as opened:
+            above = [self.folder.open_entry(entry), self.folder.fd(entry)]
+            opened.callback(os.close, above[0])
+            fd = os.open("fs", FOLDER, dir_fd=above[0])
+            opened.callback(os.close, fd)
+            usage = disk_usage(fd, stop)
+            self._durability.give(fd, usage.inodes, above, stop)
         return usage
 
     def usage(self, snapshot: Snapshot, stop: Stop) -> Usage:

@@ -37,6 +37,8 @@ from moored.plugins.snapshots.records.codec import decode_kind, encode_kind
 TOP: Final = b"v1"
 SNAPSHOTS: Final = b"snapshots"
 PARENTS: Final = b"parents"
+MAX_CHAINS: Final = 256
+"""Chains of parents that are remembered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,7 @@ class Records:
 
     def __init__(self, db: Database) -> None:
         self._db = db
+        self._chains = Chains()
 
     async def start(self, *, may_create: bool) -> int | None:
         """Give the highest id ever taken; None, and nothing done, if there are no records and none may be made."""
@@ -84,7 +87,7 @@ class Records:
         """Give one snapshot with its parents. Raises NotFound, DataLoss for a chain that is broken."""
         with self._view() as snapshots:
             snapshot = _read(name, _record(snapshots, name))
-            return replace(snapshot, parents=_chain(snapshots, snapshot.info.parent))
+            return replace(snapshot, parents=self._chains.down_from(snapshots, snapshot.info.parent))
 
     def usage(self, name: str) -> Usage:
         """Give what was recorded at the commit; zero for others. Raises NotFound."""
@@ -95,12 +98,12 @@ class Records:
         """Check that `key` can be made on `parent` and give the ids of the parents to be. Raises as prepare."""
         with self._view() as snapshots:
             _check_new(snapshots, key)
-            return _parents_of_new(snapshots, parent)
+            return _parents_of_new(snapshots, parent, self._chains)
 
     def plan_commit(self, name: str, key: str, parent: str) -> Snapshot:
         """Check that `key` can be committed as `name` and give it with the parents to be. Raises as commit."""
         with self._view() as snapshots:
-            return _check_commit(snapshots, name, key, parent)
+            return _check_commit(snapshots, name, key, parent, self._chains)
 
     def page(self, after: str | None, size: int) -> list[Snapshot]:
         """Give up to `size` snapshots that follow the name `after`, in order, without their parents."""
@@ -137,7 +140,7 @@ class Records:
         def change(root: Bucket) -> None:
             snapshots, parents = _buckets(root)
             _check_new(snapshots, info.name)
-            chain = _parents_of_new(snapshots, info.parent)
+            chain = _parents_of_new(snapshots, info.parent, self._chains)
             record = snapshots.create_bucket(encode_text(info.name))
             # Ids are given out by the snapshotter, before the files are made; the sequence only remembers the highest.
             snapshots.set_sequence(max(snapshots.sequence(), id_))
@@ -152,7 +155,7 @@ class Records:
 
         def change(root: Bucket) -> None:
             snapshots, parents = _buckets(root)
-            snapshot = _check_commit(snapshots, name, key, parent)
+            snapshot = _check_commit(snapshots, name, key, parent, self._chains)
             now = time.time_ns()
             info = replace(snapshot.info, name=name, kind=Kind.COMMITTED, labels=labels, created_at=now, updated_at=now)
             snapshots.delete_bucket(encode_text(key))
@@ -264,18 +267,36 @@ def _link(parent: int, child: int | None = None) -> bytes:
     return encode_uvarint(parent) + b"\0" + (b"" if child is None else encode_uvarint(child))
 
 
-def _chain(snapshots: Bucket, parent: str) -> tuple[int, ...]:
-    """Give the ids from `parent` down to the base."""
-    chain: list[int] = []
-    seen: set[str] = set()
-    while parent:
-        record = snapshots.bucket(encode_text(parent))
-        if record is None or parent in seen:
-            raise DataLoss(f"snapshot {parent!r} is {'its own' if parent in seen else 'missing as a'} parent")
-        seen.add(parent)
-        chain.append(_id(record))
-        parent = decode_text(record.get(b"parent") or b"")
-    return tuple(chain)
+class Chains:
+    """The ids from a committed snapshot down to the base, remembered: what is below it never changes.
+
+    An id is never another snapshot's, and while one has a child it cannot be removed. Threads may share it.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[int, ...]] = {}
+
+    def down_from(self, snapshots: Bucket, parent: str) -> tuple[int, ...]:
+        """Give the ids from `parent`, a committed one, down to the base; none for "". Raises DataLoss."""
+        chain: list[int] = []
+        seen: set[str] = set()
+        below: tuple[int, ...] = ()
+        while parent:
+            record = snapshots.bucket(encode_text(parent))
+            if record is None or parent in seen:
+                raise DataLoss(f"snapshot {parent!r} is {'its own' if parent in seen else 'missing as a'} parent")
+            seen.add(parent)
+            chain.append(_id(record))
+            if (known := self._known.get(chain[-1])) is not None:
+                below = known[1:]
+                break
+            parent = decode_text(record.get(b"parent") or b"")
+        found = (*chain, *below)
+        if len(chain) > 1 or (found and found[0] not in self._known):
+            if len(self._known) >= MAX_CHAINS:
+                self._known.clear()
+            self._known[found[0]] = found
+        return found
 
 
 def _check_new(snapshots: Bucket, name: str) -> None:
@@ -292,15 +313,15 @@ def _parent_kind(snapshots: Bucket, parent: str) -> Kind:
     return decode_kind(record.get(b"kind"))
 
 
-def _parents_of_new(snapshots: Bucket, parent: str) -> tuple[int, ...]:
+def _parents_of_new(snapshots: Bucket, parent: str, chains: Chains) -> tuple[int, ...]:
     if not parent:
         return ()
     if (kind := _parent_kind(snapshots, parent)) is not Kind.COMMITTED:
         raise InvalidArgument(f"parent {parent!r} is {_described(kind)}, a parent must be committed")
-    return _chain(snapshots, parent)
+    return chains.down_from(snapshots, parent)
 
 
-def _check_commit(snapshots: Bucket, name: str, key: str, parent: str) -> Snapshot:
+def _check_commit(snapshots: Bucket, name: str, key: str, parent: str, chains: Chains) -> Snapshot:
     snapshot = _read(key, _record(snapshots, key))
     _check_new(snapshots, name)
     if snapshot.kind is not Kind.ACTIVE:
@@ -312,7 +333,7 @@ def _check_commit(snapshots: Bucket, name: str, key: str, parent: str) -> Snapsh
         if (kind := _parent_kind(snapshots, parent)) is not Kind.COMMITTED:
             raise FailedPrecondition(f"parent {parent!r} is {_described(kind)}, a parent must be committed")
         snapshot = replace(snapshot, info=replace(snapshot.info, parent=parent))
-    return replace(snapshot, parents=_chain(snapshots, snapshot.info.parent))
+    return replace(snapshot, parents=chains.down_from(snapshots, snapshot.info.parent))
 
 
 def _described(kind: Kind) -> str:

@@ -6,6 +6,7 @@ import asyncio
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncGenerator
@@ -21,6 +22,7 @@ from moored.kernel.ports.daemon import StreamProcessor
 from moored.kernel.ports.diff import LAYER
 from moored.kernel.ports.images import Descriptor
 from moored.plugins.diff import worker
+from moored.plugins.diff.reports import LENGTH, MAX_REPORT, packed
 from moored.plugins.diff.worker import Crew
 from unit.diff.world import END, as_root, children, done, file, names, staged, until
 from unit.snapshots.world import image
@@ -163,6 +165,33 @@ def test_process_on_a_disk_that_hangs_holds_its_place_until_it_is_gone(
 
     with image(tmp_path / "image", 32 << 20, "mkfs.ext4", "-q", place=tmp_path / "disk") as disk:
         done(go(disk))
+
+
+def test_report_that_is_too_long_is_none_and_its_sender_goes_on_in_vain() -> None:
+    async def go() -> None:
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            ours.setblocking(False)
+            report = worker.message_of(ours)
+            with pytest.raises(BrokenPipeError):
+                await asyncio.to_thread(theirs.sendall, LENGTH.pack(MAX_REPORT * 2) + bytes(MAX_REPORT * 2))
+            assert await report == b""
+
+    done(go())
+
+
+@pytest.mark.parametrize("cut", [0, 3, 4, 9])
+def test_report_that_is_cut_is_none(cut: int) -> None:
+    async def go() -> None:
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            ours.setblocking(False)
+            report = worker.message_of(ours)
+            theirs.sendall(packed({"entries": 1})[:cut])
+            theirs.close()
+            assert await report == b""
+
+    done(go())
 
 
 PARENT = """

@@ -30,10 +30,10 @@ HOLD = 30.0
 
 
 @asynccontextmanager
-async def working(crew: Crew, root: Path) -> AsyncGenerator[Worker]:
+async def working(crew: Crew, root: Path, *, again: bool = False) -> AsyncGenerator[Worker]:
     """A worker that waits for its layer."""
     task = {"root": str(root), "lowers": None, "userxattr": False, "devices": True, "sync": False}
-    async with crew.worker(APPLY_MODULE, {**task, "max_entries": 10, "max_bytes": 1 << 30}) as one:
+    async with crew.worker(APPLY_MODULE, {**task, "max_entries": 10, "max_bytes": 1 << 30}, again=again) as one:
         await until(lambda: root_of(one.pid) == root)
         yield one
 

@@ -11,7 +11,7 @@ from moored.kernel.errors import DataLoss
 from moored.kernel.ports.metadata import Bucket
 from moored.kernel.ports.snapshots import Info, Kind, Usage
 from moored.plugins.snapshots.records import codec
-from moored.plugins.snapshots.records.store import Records, Snapshot
+from moored.plugins.snapshots.records.store import MAX_CHAINS, Records, Snapshot
 from unit.metadata.memory import MemoryDatabase
 
 NOW = 1_700_000_000_000_000_007
@@ -170,6 +170,48 @@ async def test_chain_that_bites_its_tail_is_data_loss() -> None:
     await db.update(change)
     with pytest.raises(DataLoss):
         store.resolve("a")
+
+
+@on_loop
+async def test_chain_follows_the_name_to_a_snapshot_made_anew() -> None:
+    found, _ = await records()
+    for id_, name, parent in ((1, "base", ""), (2, "other", ""), (3, "mid", "base")):
+        await found.create(new(id_, f"{name} active", parent))
+        await found.commit(name, f"{name} active", {}, "", Usage(0, 0))
+    assert found.plan("top", "mid") == (3, 1)
+    await found.remove("mid")
+    await found.create(new(4, "mid active", "other"))
+    await found.commit("mid", "mid active", {}, "", Usage(0, 0))
+    assert found.plan("top", "mid") == (4, 2)
+
+
+@on_loop
+async def test_chain_that_was_seen_is_not_read_again() -> None:
+    found, db = await records()
+    for id_, name, parent in ((1, "base", ""), (2, "mid", "base"), (3, "top", "mid")):
+        await found.create(new(id_, f"{name} active", parent))
+        await found.commit(name, f"{name} active", {}, "", Usage(0, 0))
+    assert found.plan("k", "top") == (3, 2, 1)
+
+    def lose(root: Bucket) -> None:
+        top = root.bucket(b"v1")
+        assert top is not None
+        snapshots = top.bucket(b"snapshots")
+        assert snapshots is not None
+        snapshots.delete_bucket(b"base")
+
+    await db.update(lose)
+    assert found.plan("k", "top") == (3, 2, 1)
+
+
+@pytest.mark.parametrize("count", [1, MAX_CHAINS + 3])
+@on_loop
+async def test_chains_are_right_however_many_there_are(count: int) -> None:
+    found, _ = await records()
+    for id_ in range(1, count + 1):
+        await found.create(new(id_, f"active {id_}"))
+        await found.commit(f"{id_}", f"active {id_}", {}, "", Usage(0, 0))
+    assert [found.plan("k", f"{id_}") for id_ in range(1, count + 1)] == [(id_,) for id_ in range(1, count + 1)]
 
 
 @on_loop

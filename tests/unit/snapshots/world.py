@@ -68,7 +68,19 @@ def image(file: Path, size: int, *mkfs: str, place: Path) -> Generator[Path]:
     try:
         yield place
     finally:
+        patience = time.monotonic() + 5  # a loop device on one of its files goes a moment after its own unmount
+        while _loops_on(place) and time.monotonic() < patience:
+            time.sleep(0.02)
         mounting.unmount_all(place)
+
+
+def _loops_on(place: Path) -> list[str]:
+    """The files below a folder that are loop devices."""
+    found = []
+    for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
+        with suppress(OSError):
+            found.append(backing.read_text())
+    return [file for file in found if file.startswith(f"{place}/")]
 
 
 def scratch(file: Path) -> None:
