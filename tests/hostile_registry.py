@@ -71,7 +71,7 @@ class HostileRegistry:
         await self._runner.cleanup()
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
-        body = await request.read() if request.method in {"POST", "PUT"} else b""
+        body = await request.read() if request.method in {"POST", "PUT", "PATCH"} else b""
         self.asked.append(Asked(request.method, request.path_qs, dict(request.headers), body))
         return await self.handler(request)
 

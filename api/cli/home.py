@@ -28,6 +28,8 @@ ROOT_VARIABLE: Final = "MOORCTL_ROOT"
 RUN_VARIABLE: Final = "MOORCTL_RUN"
 DEFAULT_ROOT: Final = "/var/lib/moorctl"
 DEFAULT_RUN: Final = "/run/moorctl"
+FIFO_VARIABLE: Final = "MOORCTL_FIFO_DIR"
+DEFAULT_FIFO: Final = "/run/moored/fifo"
 MAX_DOCUMENT: Final = 4 << 20
 
 
@@ -106,6 +108,11 @@ def home(address: str, namespace: str) -> Home:
     # Daemons are told apart by the real path, so that a link to the socket is the same daemon.
     hashed = hashlib.sha256(os.path.realpath(address).encode()).hexdigest()[:8]
     return Home(root / hashed / namespace, run)
+
+
+def fifo_folder() -> Path:
+    """Give the folder for streams of processes: MOORCTL_FIFO_DIR, else the client library's."""
+    return Path(os.environ.get(FIFO_VARIABLE) or DEFAULT_FIFO)
 
 
 def _lives(file: Path) -> bool:

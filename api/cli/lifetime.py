@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from moored.api.cli import identity, volumes
-from moored.api.cli.home import Home
+from moored.api.cli.home import Home, fifo_folder
 from moored.api.cli.identity import Notes
 from moored.api.cli.making import OWN_NETWORK
 from moored.api.cli.network import membership, ports
@@ -67,7 +67,7 @@ async def begin(home: Home, container: Container, *, attached: bool) -> Task:
     if not attached and notes.stdin and notes.log_uri:
         from moored.api.cli import loggedtask
 
-        return await loggedtask.create(container, notes)
+        return await loggedtask.create(container, notes, fifo_folder())
     return await container.create_task(streams(notes, attached=attached))
 
 

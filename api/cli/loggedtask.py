@@ -9,28 +9,16 @@ from pathlib import Path
 
 from moored.api.cli.identity import Notes
 from moored.api.client.containers import Container
+from moored.api.client.stdio import log_to
 from moored.api.client.tasks import Task
-from moored.api.client.wire import mount_messages
-from moored.api.services.tasks.v1 import tasks_pb2, tasks_pb2_grpc
 from moored.kernel.errors import FailedPrecondition
 
 
-async def create(container: Container, notes: Notes) -> Task:
+async def create(container: Container, notes: Notes, fifos: Path) -> Task:
     """Make the task; only the shim holds the FIFO open, so that the input does not end before `attach` ends it."""
-    # The library's streams end with the client that made them.
-    calls, mounts = container._calls, await container._mounts()
-    folder, stdin = _fifo(calls.connection.fifo_folder, container.id)
-    request = tasks_pb2.CreateTaskRequest(
-        container_id=container.id,
-        rootfs=mount_messages(mounts),
-        stdin=stdin,
-        stdout=notes.log_uri,
-        stderr="" if notes.terminal else notes.log_uri,
-        terminal=notes.terminal,
-    )
+    folder, stdin = _fifo(fifos, container.id)
     try:
-        await calls.unary(tasks_pb2_grpc.TasksStub(calls.channel).Create, request, slow=True)
-        return await container.task()
+        return await container.create_task(log_to(notes.log_uri, stdin=stdin))
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise

@@ -11,7 +11,9 @@ One of these runs beside every such container, so it imports next to nothing. It
     size      bytes after which the file is rotated, 0 for never
     count     files that there are at most
     remove    address of a daemon: when the output has ended, the container is removed as `run --rm` promises
-    env:NAME  environment of what removes it
+    netns     file of the container's network namespace: if that is gone, as after a reboot, it is made again first
+    folder    the container's, which tells how
+    env:NAME  environment of what removes it, or makes its network again
 """
 
 from __future__ import annotations
@@ -229,9 +231,36 @@ def _arguments(words: list[str]) -> Mapping[str, str]:
     return dict(zip(words[::2], words[1::2], strict=False))
 
 
+def _environment(arguments: Mapping[str, str]) -> dict[str, str]:
+    return {name.removeprefix("env:"): value for name, value in arguments.items() if name.startswith("env:")}
+
+
+def _restore_network(arguments: Mapping[str, str]) -> str:
+    """Make the container's network again if its namespace is gone; gives what went wrong, empty for nothing.
+
+    The shim has not started the container yet. The kernel tells namespaces from other files by their device.
+    """
+    try:
+        if os.stat(arguments["netns"]).st_dev == os.stat("/proc/self/ns/net").st_dev:  # noqa: PTH116
+            return ""
+    except OSError:
+        pass
+    read, write = os.pipe()
+    words = [sys.executable, "-m", "moored.api.cli.network.restoring", arguments["folder"]]
+    actions = [(os.POSIX_SPAWN_DUP2, write, 2), *((os.POSIX_SPAWN_CLOSE, fd) for fd in (STDOUT, STDERR, READY))]
+    pid = os.posix_spawn(sys.executable, words, _environment(arguments), file_actions=actions)
+    os.close(write)
+    said = b""
+    while len(said) < PIECE and (piece := os.read(read, PIECE)):
+        said += piece
+    os.close(read)
+    _, status = os.waitpid(pid, 0)
+    return " ".join(said.decode("utf-8", "replace").split()) or f"status {status}" if status else ""
+
+
 def _remove(arguments: Mapping[str, str]) -> None:
     """Start what removes the container once it has ended; it outlives this program."""
-    environment = {name.removeprefix("env:"): value for name, value in arguments.items() if name.startswith("env:")}
+    environment = _environment(arguments)
     container, namespace = os.environ["CONTAINER_ID"], os.environ["CONTAINER_NAMESPACE"]
     words = ["--address", arguments["remove"], "--namespace", namespace, "rm", "--when-ended", container]
     os.posix_spawn(sys.executable, [sys.executable, "-m", "moored.api.cli.main", *words], environment, setsid=True)
@@ -244,8 +273,12 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: os.write(write, b"."))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     file = RotatedFile(arguments["path"], int(arguments.get("size", "0")), int(arguments.get("count", "1")))
+    plain = arguments.get("format") == "plain"
+    if arguments.get("netns") and (fault := _restore_network(arguments)):
+        note = f"moorctl-log: the network of this container could not be made again: {fault}\n".encode()
+        file.write(note if plain else Stream("stderr").entries(note, Clock().now()))
     os.close(READY)
-    Copying(file, plain=arguments.get("format") == "plain", term=read).run()
+    Copying(file, plain=plain, term=read).run()
     if arguments.get("remove"):
         _remove(arguments)
 

@@ -5,6 +5,7 @@ Commands are imported when they are called, and slow modules (grpc, rich) by the
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Mapping
 from typing import Any, Final
@@ -55,6 +56,7 @@ COMMANDS: Final[Mapping[str, Entry]] = {
     "content": Entry(f"{_CLI}.content:content", "Look into the content store.", _STORES),
     "snapshot": Entry(f"{_CLI}.snapshots:snapshot", "Look into a snapshotter.", _STORES),
     "lease": Entry(f"{_CLI}.leases:lease", "List, make and remove leases.", _STORES),
+    "metadata": Entry(f"{_CLI}.metadata:metadata", "Copy the daemon's metadata.", _STORES),
     "df": Entry(f"{_CLI}.df:df", "Tell what takes how much disk.", _STORES),
     "prune": Entry(f"{_CLI}.prune:prune", "Remove what is not in use.", _STORES),
     "info": Entry(f"{_CLI}.info:info", "Tell about the daemon and its host.", _DAEMON),
@@ -117,6 +119,8 @@ def root() -> None:
 
 def main() -> None:
     """Run `moorctl` with the arguments of the process; ends in SystemExit."""
+    # What imports leave in memory stays to the end; looking through it again and again takes a tenth of their time.
+    gc.disable()
     # Read when grpc is imported: its own log lines would stand beside the one line that an error gets.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     root.main(prog_name="moorctl")

@@ -11,6 +11,7 @@ import shutil
 import socket
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Final
@@ -31,7 +32,9 @@ from moored.api.client.hostdevices import Device
 from moored.api.client.resources import Resources
 from moored.api.client.signalnames import signal_number
 from moored.api.client.spec import Mount, Rlimit
-from moored.kernel.errors import FailedPrecondition, InvalidArgument, NotFound, Unknown
+from moored.kernel.errors import FailedPrecondition, InvalidArgument, MooredError, NotFound, Unknown
+from moored.kernel.imagespec.documents import ImageConfig
+from moored.kernel.ports.content import NO_LABELS
 from moored.kernel.ports.images import Image
 
 LOG_SIZE: Final = 16 << 20
@@ -73,31 +76,38 @@ async def make(client: Client, home: Home, asked: Asked, image: Image) -> Contai
         raise InvalidArgument("--rm and --restart exclude each other")
     await asyncio.to_thread(_write_id, asked.cidfile, id_)
     folder = home.make_container(id_)
-    anonymous: list[str] = []
+    made = volumes.Made()
     try:
         names = _names(asked, id_)
         await asyncio.to_thread(write_names, folder, names, own_network=asked.net not in OWN_NETWORK)
-        mounts, anonymous = volumes.mounts(home, _mounts_asked(asked))
-        notes = _notes(client, asked, folder, anonymous, names)
+        platform = imagenames.platform(asked.platform)
+        config = await client.images.config(image, platform)
+        made = volumes.mounts(home, _mounts_asked(asked, config))
+        notes = _notes(client, asked, home, id_, anonymous=made.anonymous, names=names)
         spaces = await _namespaces(client, home, asked, id_)
-        options = _options(asked, [*_own_files(asked, folder, mounts), *mounts], names.hostname, spaces)
+        options = _options(
+            asked, _outer_first([*_own_files(asked, folder, made.mounts), *made.mounts]), names.hostname, spaces
+        )
         kind, kind_options = runtime(asked.runtime)
         name = name or identity.new_name(await identity.taken_names(client))
         with home.reserved(name):
             await identity.see_free(client, name)
-            return await client.containers.create(
+            container = await client.containers.create(
                 id_,
                 image,
                 options,
-                platform=imagenames.platform(asked.platform),
+                platform=platform,
+                config=config,
                 snapshotter=asked.snapshotter,
                 runtime=kind,
                 runtime_options=kind_options,
                 labels=_labels(asked, name, notes, published),
             )
+            await _filled(client, home, container, made.to_fill)
+            return container
     except BaseException:
         home.remove_container(id_)
-        for volume in anonymous:
+        for volume in made.anonymous:
             volumes.remove(home, volume)
         _remove_id(asked.cidfile)
         raise
@@ -126,7 +136,29 @@ def _names(asked: Asked, id_: str) -> Names:
     return Names(hostname, asked.add_host, asked.dns, asked.dns_search, asked.dns_option)
 
 
-def _mounts_asked(asked: Asked) -> list[volumes.Asked]:
+async def _filled(client: Client, home: Home, container: Container, places: Mapping[str, str]) -> None:
+    """Fill the container's volumes from its image; without them there is to be no container."""
+    if not places:
+        return
+    from moored.api.cli.filling import fill
+
+    record = container.record
+    try:
+        shown = await client.snapshots(record.snapshotter).mounts(record.snapshot_key)
+        await asyncio.to_thread(fill, home, places, shown)
+    except BaseException:
+        with suppress(MooredError):
+            await container.delete()
+        raise
+
+
+def _mounts_asked(asked: Asked, config: ImageConfig) -> list[volumes.Asked]:
+    """All mounts: those that are asked for, and the image's volumes in other places."""
+    given = _mounts_given(asked)
+    return [*given, *volumes.of_image((config.config.volumes if config.config else None) or (), given)]
+
+
+def _mounts_given(asked: Asked) -> list[volumes.Asked]:
     return [
         *map(volumes.parse_volume, asked.volume),
         *map(volumes.parse_mount, asked.mount),
@@ -151,9 +183,16 @@ def _own_files(asked: Asked, folder: Path, given: Sequence[Mount]) -> list[Mount
     ]
 
 
-def _notes(client: Client, asked: Asked, folder: Path, anonymous: Sequence[str], names: Names) -> Notes:
-    log = str(folder / "log.json") if asked.log_driver != "none" else ""
-    uri = log_uri(client, asked, log) if log or asked.rm else ""
+def _outer_first(mounts: Sequence[Mount]) -> list[Mount]:
+    """Give mounts in an order in which none hides another: `/etc` before `/etc/hosts`."""
+    return sorted(mounts, key=lambda mount: mount.destination.count("/"))
+
+
+def _notes(client: Client, asked: Asked, home: Home, id_: str, *, anonymous: Sequence[str], names: Names) -> Notes:
+    log = str(home.container(id_) / "log.json") if asked.log_driver != "none" else ""
+    restored = asked.restart != "no" and _has_network(asked)
+    more = {"netns": str(home.netns(id_)), "folder": str(home.container(id_))} if restored else {}
+    uri = log_uri(client, asked, log, more) if log or asked.rm or restored else ""
     return Notes(
         network=asked.net,
         log=log,
@@ -176,7 +215,7 @@ def _seconds(text: str) -> float | None:
         raise InvalidArgument(f"--stop-timeout: {error}") from error
 
 
-def log_uri(client: Client, asked: Asked, log: str) -> str:
+def log_uri(client: Client, asked: Asked, log: str, more: Mapping[str, str] = NO_LABELS) -> str:
     """Give the URI by which a shim starts the logging program. Raises NotFound if that is not installed."""
     options = reading.pairs(asked.log_opt, "log option")
     size, count = options.pop("max-size", str(LOG_SIZE)), options.pop("max-file", str(LOG_FILES))
@@ -191,6 +230,8 @@ def log_uri(client: Client, asked: Asked, log: str) -> str:
         arguments["size"] = "0"
     if asked.rm:
         arguments["remove"] = client.address
+    if asked.rm or more:
+        arguments |= dict(more)
         arguments |= {f"env:{name}": os.environ[name] for name in _PASSED if name in os.environ}
     return f"binary://{logger_path()}?{urlencode(arguments)}"
 
@@ -198,7 +239,7 @@ def log_uri(client: Client, asked: Asked, log: str) -> str:
 def logger_path() -> str:
     """Give the path of the logging program. Raises NotFound."""
     beside = Path(sys.executable).with_name("moorctl-log")
-    found = str(beside) if beside.exists() else shutil.which("moorctl-log")
+    found = str(beside) if beside.is_file() else shutil.which("moorctl-log")
     if not found:
         raise NotFound(
             "moorctl-log, which writes logs, is not beside moorctl; install moored whole, or use --log-driver none"
@@ -264,6 +305,11 @@ def _resources(asked: Asked) -> Resources:
     )
 
 
+def _has_network(asked: Asked) -> bool:
+    """Whether it is to be on a CNI network."""
+    return asked.net not in OWN_NETWORK and not asked.net.startswith("container:")
+
+
 async def _namespaces(client: Client, home: Home, asked: Asked, id_: str) -> Mapping[str, str]:
     found: dict[str, str] = {}
     for kind, text in (("pid", asked.pid), ("ipc", asked.ipc), ("uts", asked.uts)):
@@ -271,7 +317,7 @@ async def _namespaces(client: Client, home: Home, asked: Asked, id_: str) -> Map
             found[kind] = await _namespace(client, kind, text)
     if asked.net.startswith("container:"):
         found["network"] = await _namespace(client, "net", asked.net)
-    elif asked.net in OWN_NETWORK:
+    elif not _has_network(asked):
         found["network"] = "host" if asked.net == "host" else "private"
     else:
         from moored.api.cli.network.cni import network

@@ -26,6 +26,7 @@ Examples:
 )
 @click.argument("names", nargs=-1, required=True, metavar="CONTAINER...", shell_complete=containers)
 @click.option("--force", "-f", is_flag=True, help="Kill those that run.")
+@click.option("--volumes", "-v", is_flag=True, expose_value=False, help="As without: nameless volumes go along.")
 @click.option("--keep-volumes", is_flag=True, help="Keep the volumes that have no name.")
 @click.option("--when-ended", is_flag=True, hidden=True, help="Wait for their end first; one that is gone is fine.")
 @global_options

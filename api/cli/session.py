@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import sys
 from collections.abc import Awaitable, Callable
 from typing import Final, NoReturn, TypeVar
 
+from moored.api.cli.home import fifo_folder
 from moored.api.cli.settings import Settings
 from moored.api.client import Client
 from moored.kernel.errors import (
@@ -28,13 +30,15 @@ INTERRUPTED: Final = 130
 
 def run(settings: Settings, body: Callable[[Client], Awaitable[T]]) -> T:
     """Run a command's body with an open client. Raises the errors of the set, with what to do next in their text."""
-    fifos = os.environ.get("MOORCTL_FIFO_DIR", "/run/moored/fifo")
+    fifos = fifo_folder()
 
     async def main() -> T:
         client = Client(settings.address, namespace=settings.namespace, timeout=settings.timeout, fifo_folder=fifos)
         async with client:
             return await body(client)
 
+    gc.freeze()
+    gc.enable()
     try:
         return asyncio.run(main())
     except MooredError as error:

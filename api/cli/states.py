@@ -14,28 +14,12 @@ if TYPE_CHECKING:
 
 async def states(client: Client, containers: Sequence[Recorded] = ()) -> dict[str, ProcessState]:
     """Give the state of every container's task, by the container's id; of these also what is known of a task gone."""
-    from moored.api.client.tasks import process_state
-    from moored.api.services.tasks.v1 import tasks_pb2 as pb
-    from moored.api.services.tasks.v1 import tasks_pb2_grpc
-
-    calls = client._calls  # the library has no call for all of them
-    answer = await calls.unary(tasks_pb2_grpc.TasksStub(calls.channel).List, pb.ListTasksRequest())
-    return gone(containers) | {one.id: process_state(one, one.id) for one in answer.tasks}
+    return gone(containers) | await client.containers.states()
 
 
 async def metrics(client: Client, ids: Sequence[str] = ()) -> dict[str, Metric]:
     """Give the counters of the tasks that have some, of all or of those with these ids."""
-    from moored.api.client.wire import nanoseconds, typed_bytes
-    from moored.api.services.tasks.v1 import tasks_pb2 as pb
-    from moored.api.services.tasks.v1 import tasks_pb2_grpc
-
-    calls = client._calls
-    request = pb.MetricsRequest(filters=[f'id=="{id}"' for id in ids])  # noqa: A001
-    answer = await calls.unary(tasks_pb2_grpc.TasksStub(calls.channel).Metrics, request)
-    return {
-        one.id: Metric(id=one.id, timestamp=nanoseconds(one.timestamp), data=typed_bytes(one.data))
-        for one in answer.metrics
-    }
+    return {one.id: one for one in await client.containers.metrics(*ids)}
 
 
 def gone(containers: Sequence[Recorded]) -> dict[str, ProcessState]:

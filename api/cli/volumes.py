@@ -1,17 +1,16 @@
 """What is mounted into a container, as `-v`, `--mount` and `--tmpfs` write it, and the volumes that moorctl keeps.
 
-A named volume is a folder `_data` below moorctl's own, empty when it is new. One without a
-name goes with its container.
+A volume is a folder `_data` below moorctl's own, filled at its first use with what the image has in its place
+(`filling`). One without a name, as the image's own VOLUMEs are, goes with its container.
 """
 
 from __future__ import annotations
 
 import os
 import re
-import secrets
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -23,19 +22,37 @@ from moored.kernel.errors import InvalidArgument, PermissionDenied
 _NAME: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}")
 _SPREADS: Final = ("private", "rprivate", "shared", "rshared", "slave", "rslave")
 _BIND_OPTIONS: Final = frozenset({"ro", "rw", "bind", "rbind", "nosuid", "nodev", "noexec", "noatime", *_SPREADS})
-_IGNORED: Final = frozenset({"z", "Z", "cached", "delegated", "consistent", "nocopy"})
+_IGNORED: Final = frozenset({"z", "Z", "cached", "delegated", "consistent"})
 """Options that mean something to other programs, or only with SELinux."""
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """One mount: `bind` of a path (must_exist: not to be made), `volume` (empty source: a new one), or `tmpfs`."""
+    """One mount: `bind` of a path (must_exist: not to be made), `volume` (empty source: a new one), or `tmpfs`.
+
+    copy: whether a volume is filled from the image.
+    """
 
     kind: str
     source: str
     destination: str
     options: tuple[str, ...] = ()
     must_exist: bool = False
+    copy: bool = True
+
+
+@dataclass(slots=True)
+class Made:
+    """What came of what was asked for.
+
+    mounts      for the spec
+    anonymous   names of the volumes that were made for this container alone
+    to_fill     name of each volume that is to be filled, with its place in the image
+    """
+
+    mounts: list[Mount] = field(default_factory=list)
+    anonymous: list[str] = field(default_factory=list)
+    to_fill: dict[str, str] = field(default_factory=dict)
 
 
 def parse_volume(text: str) -> Asked:
@@ -45,7 +62,8 @@ def parse_volume(text: str) -> Asked:
         raise InvalidArgument(f"volume {text!r} must look like /host/path:/place, name:/place or name:/place:ro")
     if len(parts) == 1:
         return Asked("volume", "", _place(text, parts[0]), ("rw",))
-    options = tuple(option for option in (parts[2].split(",") if len(parts) == 3 else ()) if option not in _IGNORED)
+    given = parts[2].split(",") if len(parts) == 3 else []
+    options = tuple(option for option in given if option not in _IGNORED and option != "nocopy")
     if wrong := next((option for option in options if option not in _BIND_OPTIONS), None):
         raise InvalidArgument(
             f"volume {text!r} has option {wrong!r}, wanted some of {', '.join(sorted(_BIND_OPTIONS))}"
@@ -57,7 +75,7 @@ def parse_volume(text: str) -> Asked:
         raise InvalidArgument(
             f"volume name {source!r} must be letters, digits, '_', '.', '-'; a path begins with / or ./"
         )
-    return Asked("volume", source, place, options)
+    return Asked("volume", source, place, options, copy="nocopy" not in given)
 
 
 def parse_mount(text: str) -> Asked:
@@ -77,6 +95,7 @@ def parse_mount(text: str) -> Asked:
         options += [f"size={_size(size)}"] if size else []
         options += [f"mode={mode}"] if mode else []
     given.pop("consistency", None)
+    copy = given.pop("volume-nocopy", "false") not in ("true", "1") if kind == "volume" else True
     if kind not in ("bind", "volume", "tmpfs") or given:
         wrong = f"unknown key {next(iter(given))!r}" if given else f"unknown type {kind!r}"
         raise InvalidArgument(f"mount {text!r} has {wrong}, wanted type=bind|volume|tmpfs,source=..,target=..,readonly")
@@ -85,7 +104,7 @@ def parse_mount(text: str) -> Asked:
     if kind == "volume" and source and not _NAME.fullmatch(source):
         raise InvalidArgument(f"volume name {source!r} must be letters, digits, '_', '.', '-'")
     source = os.path.abspath(source) if kind == "bind" else source  # noqa: PTH100
-    return Asked(kind, source, place, tuple(options), must_exist=True)
+    return Asked(kind, source, place, tuple(options), must_exist=True, copy=copy)
 
 
 _SPELLINGS: Final = {"src": "source", "dst": "target", "destination": "target", "ro": "readonly"}
@@ -110,8 +129,15 @@ def _size(text: str) -> int:
         raise InvalidArgument(str(error)) from error
 
 
-def mounts(home: Home, asked: Sequence[Asked]) -> tuple[list[Mount], list[str]]:
-    """Give the mounts, and the names of the volumes that were made for this container alone.
+def of_image(places: Iterable[str], asked: Sequence[Asked]) -> list[Asked]:
+    """Give the mounts of an image's VOLUMEs, but for places that something else is mounted on, or that cannot be."""
+    taken = {one.destination for one in asked}
+    wanted = {os.path.normpath(place) for place in places if place.startswith("/")} - taken - {"/"}
+    return [Asked("volume", "", place, ("rw",)) for place in sorted(wanted)]
+
+
+def mounts(home: Home, asked: Sequence[Asked]) -> Made:
+    """Give the mounts, and which volumes are new or to be filled.
 
     Makes volumes and missing folders of the host. Raises InvalidArgument for two on one place and a path that must be
     there and is not, PermissionDenied.
@@ -119,25 +145,26 @@ def mounts(home: Home, asked: Sequence[Asked]) -> tuple[list[Mount], list[str]]:
     places = [one.destination for one in asked]
     if twice := next((place for place in places if places.count(place) > 1), None):
         raise InvalidArgument(f"{twice!r} is mounted on twice, wanted one -v, --mount or --tmpfs for it")
-    anonymous: list[str] = []
-    made = []
+    made = Made()
     for one in asked:
         if one.kind == "tmpfs":
             options = one.options if any(o.startswith("mode=") for o in one.options) else (*one.options, "mode=1777")
-            made.append(
+            made.mounts.append(
                 Mount(destination=one.destination, source="tmpfs", type="tmpfs", options=("nosuid", "nodev", *options))
             )
             continue
         source = one.source
         if one.kind == "volume":
             if not source:
-                source = secrets.token_hex(32)
-                anonymous.append(source)
-            source = str(make(home, source, anonymous=source in anonymous))
+                source = os.urandom(32).hex()
+                made.anonymous.append(source)
+            if one.copy:
+                made.to_fill.setdefault(source, one.destination)
+            source = str(make(home, source, anonymous=source in made.anonymous))
         else:
             _bindable(one)
-        made.append(Mount(destination=one.destination, source=source, options=_bind_options(one.options)))
-    return made, anonymous
+        made.mounts.append(Mount(destination=one.destination, source=source, options=_bind_options(one.options)))
+    return made
 
 
 def _bind_options(options: Sequence[str]) -> tuple[str, ...]:

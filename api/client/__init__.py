@@ -11,7 +11,22 @@
 errors those of `moored.kernel.errors`.
 """
 
-from moored.api.client.client import Client
-from moored.api.client.spec import Options
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from moored.api.client.client import Client
+    from moored.api.client.spec import Options
 
 __all__ = ["Client", "Options"]
+
+_PLACES: Final = {"Client": "moored.api.client.client", "Options": "moored.api.client.spec"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for: programs that need one small part of the library do not wait for all of it."""
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    found = globals()[name] = getattr(import_module(_PLACES[name]), name)
+    return found

@@ -21,27 +21,14 @@ from moored.api.client.connection import (
     default_namespace,
 )
 from moored.api.client.leases import DAY, Leases, new_lease, under_lease
-from moored.api.client.namespaces import Namespaces
 from moored.api.client.registries import RegistryOptions
-from moored.api.client.server import Daemon, Server
 from moored.api.client.snapshots import DEFAULT, Snapshots, default_snapshotter
-from moored.api.client.transfers.files import chunks_of, written
 from moored.kernel.errors import FailedPrecondition, InvalidArgument, NotFound
 from moored.kernel.imagespec import references
 from moored.kernel.imagespec.platforms import Platform, default
 from moored.kernel.namespaces import validate_identifier
 from moored.kernel.ports.content import NO_LABELS
 from moored.kernel.ports.images import Image
-from moored.kernel.ports.transfer import (
-    TRANSFER,
-    ArchiveSink,
-    ArchiveSource,
-    ExtraName,
-    Progress,
-    Report,
-    StoredImages,
-    Unpack,
-)
 
 if TYPE_CHECKING:
     from moored.api.client.containers import Containers
@@ -49,6 +36,11 @@ if TYPE_CHECKING:
     from moored.api.client.diffs import Diffs
     from moored.api.client.events import Events
     from moored.api.client.images import Images
+    from moored.api.client.mounts import Mounts
+    from moored.api.client.namespaces import Namespaces
+    from moored.api.client.sandboxes import Sandboxes
+    from moored.api.client.server import Daemon, Server
+    from moored.kernel.ports.transfer import Progress, Report, StoredImages
 
 FIFO_FOLDER: Final = Path("/run/moored/fifo")
 ANYBODY: Final = RegistryOptions()
@@ -133,16 +125,22 @@ class Client:
     @property
     def server(self) -> Server:
         """What the daemon tells of itself."""
+        from moored.api.client.server import Server
+
         return Server(self._calls)
 
     @property
     def daemon(self) -> Daemon:
         """What only moored tells of itself."""
+        from moored.api.client.server import Daemon
+
         return Daemon(self._calls)
 
     @property
     def namespaces(self) -> Namespaces:
         """All namespaces."""
+        from moored.api.client.namespaces import Namespaces
+
         return Namespaces(self._calls)
 
     @property
@@ -184,6 +182,20 @@ class Client:
         from moored.api.client.containers import Containers
 
         return Containers(self._calls)
+
+    @property
+    def sandboxes(self) -> Sandboxes:
+        """What containers share."""
+        from moored.api.client.sandboxes import Sandboxes
+
+        return Sandboxes(self._calls)
+
+    @property
+    def mounts(self) -> Mounts:
+        """What the daemon mounts for its clients."""
+        from moored.api.client.mounts import Mounts
+
+        return Mounts(self._calls)
 
     def snapshots(self, snapshotter: str = DEFAULT) -> Snapshots:
         """The snapshots of one snapshotter."""
@@ -269,6 +281,8 @@ class Client:
         platforms   those of an index to send, all if none are named
         Raises NotFound for no such image, or one whose objects are not all there; PermissionDenied.
         """
+        from moored.kernel.ports.transfer import StoredImages
+
         references.parse(reference or name)
         source = StoredImages(name=name, platforms=platforms)
         await self._transfer(source, registry.repository(reference or name), progress, local=local)
@@ -295,6 +309,9 @@ class Client:
         Raises Unknown for what is no such archive, InvalidArgument for one that is malformed, NotFound for one without
         a name or with missing parts.
         """
+        from moored.api.client.transfers.files import chunks_of
+        from moored.kernel.ports.transfer import ArchiveSource, ExtraName
+
         wanted = await self._wanted(
             platforms, all_platforms=all_platforms, unpack=unpack, snapshotter=snapshotter, labels=labels
         )
@@ -332,6 +349,9 @@ class Client:
         nondistributable   with layers that only their publisher may give away
         A file that is named is made anew, and removed after an error. Raises NotFound for an image, or a part of one.
         """
+        from moored.api.client.transfers.files import written
+        from moored.kernel.ports.transfer import ArchiveSink, ExtraName, StoredImages
+
         source = StoredImages(extra=tuple(ExtraName(name=name) for name in names))
         async with written(target) as write:
             sink = ArchiveSink(
@@ -352,6 +372,8 @@ class Client:
         snapshotter: str,
         labels: Mapping[str, str],
     ) -> StoredImages:
+        from moored.kernel.ports.transfer import StoredImages, Unpack
+
         chosen = () if all_platforms else tuple(platforms) or (default(),)
         place = snapshotter or await self.default_snapshotter() if unpack else ""
         unpacks = (
@@ -362,6 +384,8 @@ class Client:
     async def _transfer(
         self, source: object, destination: object, progress: Report | None, *, local: bool | None
     ) -> None:
+        from moored.kernel.ports.transfer import TRANSFER, StoredImages
+
         if local is None:
             local = not await self.server.works(TRANSFER.uri)
         async with under_lease(self._calls) as calls:

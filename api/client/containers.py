@@ -6,6 +6,7 @@ Source: contracts/semantics.md 3.2 and what clients do, 4.
 from __future__ import annotations
 
 import asyncio
+import builtins
 import json
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -22,12 +23,12 @@ from moored.api.client.snapshots import Snapshots, default_snapshotter
 from moored.api.client.spec import Options
 from moored.api.client.stdio import PIPES, Io
 from moored.api.client.tasks import Task, attached_streams, opened_streams, process_state
-from moored.api.client.unpacking import unpack
 from moored.api.client.wire import any_message, descriptor_message, mask, mount_messages, nanoseconds, typed_bytes
 from moored.api.services.containers.v1 import containers_pb2 as pb
 from moored.api.services.containers.v1 import containers_pb2_grpc
 from moored.api.services.tasks.v1 import tasks_pb2, tasks_pb2_grpc
 from moored.kernel.errors import FailedPrecondition, InvalidArgument, MooredError, NotFound
+from moored.kernel.imagespec.chain import chain_ids
 from moored.kernel.imagespec.documents import ImageConfig
 from moored.kernel.imagespec.platforms import Platform
 from moored.kernel.namespaces import MAX_LABEL_BYTES, validate_identifier
@@ -36,7 +37,7 @@ from moored.kernel.ports.containers import TypedBytes
 from moored.kernel.ports.content import NO_LABELS
 from moored.kernel.ports.images import Descriptor, Image
 from moored.kernel.ports.mounts import Mount
-from moored.kernel.ports.tasks import Exit, ProcessState, Status
+from moored.kernel.ports.tasks import Exit, Metric, ProcessState, Status
 
 USUAL: Final = Options()
 RUNTIME: Final = "io.containerd.runc.v2"
@@ -59,6 +60,7 @@ class Containers:
     def __init__(self, calls: Calls) -> None:
         self._calls = calls
         self._stub = containers_pb2_grpc.ContainersStub(calls.channel)
+        self._tasks = tasks_pb2_grpc.TasksStub(calls.channel)
 
     async def get(self, id: str) -> Container:  # noqa: A002 - the field's term
         """Give one. Raises NotFound."""
@@ -69,6 +71,20 @@ class Containers:
         """Give those that match any filter (fields `id`, `runtime.name`, `image`, `labels`), by id."""
         answer = await self._calls.unary(self._stub.List, pb.ListContainersRequest(filters=filters))
         return [Container(self._calls, record_of(one)) for one in answer.containers]
+
+    async def states(self) -> dict[str, ProcessState]:
+        """Give the state of every container's task, by the container's id; those without a task are left out."""
+        answer = await self._calls.unary(self._tasks.List, tasks_pb2.ListTasksRequest())
+        return {one.id: process_state(one, one.id) for one in answer.tasks}
+
+    async def metrics(self, *ids: str) -> builtins.list[Metric]:
+        """Read the counters of the tasks that have some: of all, or of those with these ids."""
+        request = tasks_pb2.MetricsRequest(filters=[f'id=="{id_}"' for id_ in ids])
+        answer = await self._calls.unary(self._tasks.Metrics, request)
+        return [
+            Metric(id=one.id, timestamp=nanoseconds(one.timestamp), data=typed_bytes(one.data))
+            for one in answer.metrics
+        ]
 
     async def create(
         self,
@@ -84,12 +100,16 @@ class Containers:
         runtime_options: TypedBytes | None = None,
         labels: Mapping[str, str] = NO_LABELS,
         image_labels: bool = True,
+        config: ImageConfig | None = None,
+        sandbox: str = "",
         spec: Mapping[str, Any] | None = None,
     ) -> Container:
         """Make a container of an image, whole or not at all; the image is unpacked if it is not yet.
 
         rootfs         a folder of the host in place of a snapshot of the image; either will do
         runtime        a name, or a shim's path; empty for the namespace's default
+        config         the image's, where the caller has read it before
+        sandbox        id of the sandbox that it is to run in
         image_labels   take over the labels of the image's config, but for those with a meaning to daemons
         spec           the finished spec, in place of one made from the options
 
@@ -98,7 +118,7 @@ class Containers:
         """
         validate_identifier(id)
         async with under_lease(self._calls) as calls:
-            source = await self._source(image, platform)
+            source = await self._source(image, platform, config)
             async with _snapshot(
                 calls,
                 id,
@@ -118,18 +138,21 @@ class Containers:
                     spec=TypedBytes(specs.SPEC_TYPE, json.dumps(dict(spec)).encode()),
                     snapshotter=base.snapshotter,
                     snapshot_key=id if base.snapshotter else "",
+                    sandbox=sandbox,
                     labels=_labels(source.config if image_labels else None, source.config, labels),
                 )
                 request = pb.CreateContainerRequest(container=message_of(record))
                 answer = await calls.unary(self._stub.Create, request)
         return Container(self._calls, record_of(answer.container))
 
-    async def _source(self, image: str | Image | None, platform: Platform | None) -> _Source:
+    async def _source(
+        self, image: str | Image | None, platform: Platform | None, config: ImageConfig | None
+    ) -> _Source:
         if image is None:
             return _Source(None, None)
         images = Images(self._calls)
         found = await images.get(image) if isinstance(image, str) else image
-        return _Source(found, await images.config(found, platform))
+        return _Source(found, config or await images.config(found, platform))
 
     async def _spec(self, id_: str, source: _Source, options: Options, base: _Base) -> dict[str, Any]:
         process = source.config.config if source.config else None
@@ -185,14 +208,35 @@ async def _snapshot(
     if source.image is None:
         raise InvalidArgument(f"container {key!r} has neither an image nor a rootfs, one is wanted")
     snapshots = Snapshots(calls, snapshotter or await default_snapshotter(calls))
-    parent = await unpack(calls, source.image, snapshots.name, platform=platform)
-    mounts = await snapshots.prepare(key, parent, labels)
+    mounts = await _prepared(calls, snapshots, key, source, platform=platform, labels=labels)
     try:
         yield _Base(snapshots.name, "rootfs", mounts)
     except BaseException:
         with suppress(MooredError):
             await snapshots.remove(key)
         raise
+
+
+async def _prepared(
+    calls: Calls,
+    snapshots: Snapshots,
+    key: str,
+    source: _Source,
+    *,
+    platform: Platform | None,
+    labels: Mapping[str, str],
+) -> list[Mount]:
+    """Prepare a snapshot above an image, which is unpacked if it is not yet."""
+    chain = chain_ids(source.config.rootfs.diff_ids) if source.config else []
+    if chain:
+        # An image that is unpacked, as most are, need not be looked through for its layers.
+        with suppress(NotFound):
+            return await snapshots.prepare(key, chain[-1], labels)
+    from moored.api.client.unpacking import unpack
+
+    assert source.image is not None
+    parent = await unpack(calls, source.image, snapshots.name, platform=platform)
+    return await snapshots.prepare(key, parent, labels)
 
 
 class Container:
@@ -272,7 +316,7 @@ class Container:
                 rootfs=mount_messages(await self._mounts()),
                 stdin=stdio.stdin,
                 stdout=stdio.stdout,
-                stderr=stdio.stderr,
+                stderr="" if terminal else stdio.stderr,
                 terminal=terminal,
                 checkpoint=descriptor_message(checkpoint) if checkpoint else None,
                 options=any_message(options),

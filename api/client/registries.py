@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from moored.api.registry.credentials import Lookup, nobody
-from moored.kernel.ports.transfer import AskSecret, Repository, Secret
+
+if TYPE_CHECKING:
+    from moored.kernel.ports.transfer import AskSecret, Repository, Secret
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +29,8 @@ class RegistryOptions:
 
     def repository(self, reference: str) -> Repository:
         """Give the end of a transfer that a reference names."""
+        from moored.kernel.ports.transfer import Repository
+
         return Repository(
             reference=reference,
             headers=self.headers,
@@ -36,6 +41,8 @@ class RegistryOptions:
 
 
 def _secret(lookup: Lookup) -> AskSecret:
+    from moored.kernel.ports.transfer import Secret
+
     async def ask(host: str) -> Secret | None:
         found = await lookup(host)
         return Secret(found.user, found.secret, found.header) if found else None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 from typing import Any, Final
 
 _ALLOW: Final = "SCMP_ACT_ALLOW"
@@ -65,4 +65,4 @@ def _only(name: str, value: int, operator: str) -> dict[str, Any]:
 
 @cache
 def _data() -> Any:
-    return json.loads(files(__package__).joinpath("seccomp.json").read_text())
+    return json.loads(Path(__file__).with_name("seccomp.json").read_bytes())

@@ -37,11 +37,13 @@ class Io:
     kind    `null`: none; `pipes`: stdout and stderr apart; `terminal`: one stream, a terminal for the process;
             `uri`: stdout and stderr go to `uri`, which the shim opens
     stdin   whether the process can be written to; with a terminal it can
+    fifo    with `uri`: path of a FIFO that the process reads from, which the caller has made and removes
     """
 
     kind: Literal["null", "pipes", "terminal", "uri"]
     stdin: bool = False
     uri: str = ""
+    fifo: str = ""
 
     @property
     def is_terminal(self) -> bool:
@@ -55,14 +57,18 @@ PIPES_AND_STDIN: Final = Io(kind="pipes", stdin=True)
 TERMINAL: Final = Io(kind="terminal", stdin=True)
 
 
-def log_to(uri: str) -> Io:
+def log_to(uri: str, *, stdin: str = "") -> Io:
     """Have stdout and stderr written by the shim: `file:///PATH`, or `binary:///PROGRAM?KEY=VALUE`.
 
+    stdin is the path of a FIFO that the caller has made and removes: the shim opens both of its ends, so that clients
+    may come and go, and the process reads its end only when it is told to by `Input.close` or `close_stdin`.
     Raises InvalidArgument for other URIs.
     """
     if not uri.startswith(_SCHEMES):
         raise InvalidArgument(f"log uri {uri!r} must begin with one of {', '.join(_SCHEMES)}")
-    return Io(kind="uri", uri=uri)
+    if stdin and not stdin.startswith("/"):
+        raise InvalidArgument(f"input {stdin!r} must be the absolute path of a FIFO")
+    return Io(kind="uri", uri=uri, fifo=stdin)
 
 
 class _End:
@@ -281,7 +287,7 @@ def made(io: Io, name: str, folder: Path, tell_end: Callable[[], Awaitable[None]
     if io.kind == "null":
         return Streams(Stdio(), tell_end)
     if io.kind == "uri":
-        return Streams(Stdio(stdout=io.uri, stderr=io.uri), tell_end)
+        return Streams(Stdio(stdin=io.fifo, stdout=io.uri, stderr=io.uri), tell_end)
     own = _new_folder(folder)
     try:
         paths = [own / f"{name}-{stream}" for stream in ("stdin", "stdout", "stderr")]

@@ -25,10 +25,12 @@ from moored.api.client.diffs import Diffs as AsyncDiffs
 from moored.api.client.events import Event, Events as AsyncEvents
 from moored.api.client.images import Completeness, Images as AsyncImages
 from moored.api.client.leases import DAY, Leases as AsyncLeases
+from moored.api.client.mounts import Mounts as AsyncMounts
 from moored.api.client.namespaces import Namespace, Namespaces as AsyncNamespaces
 from moored.api.client.portal import Portal, Twin, awaited, fed
 from moored.api.client.registries import RegistryOptions
 from moored.api.client.resources import Resources
+from moored.api.client.sandboxes import RUNTIME, SANDBOXER, Sandbox as AsyncSandbox, Sandboxes as AsyncSandboxes
 from moored.api.client.server import Daemon as AsyncDaemon, PluginInfo, RuntimeInfo, Server as AsyncServer, Version
 from moored.api.client.snapshots import DEFAULT, Snapshots as AsyncSnapshots
 from moored.api.client.spec import NO_TEXTS, Options
@@ -44,7 +46,8 @@ from moored.kernel.ports.content import Chunk, Digest, Info, MAX_CHUNK, NO_LABEL
 from moored.kernel.ports.images import Descriptor, Image
 from moored.kernel.ports.introspection import ServerIdentity
 from moored.kernel.ports.leases import Lease, Resource
-from moored.kernel.ports.mounts import Mount
+from moored.kernel.ports.mounts import Activation, Mount, NO_LABELS as mounts_NO_LABELS
+from moored.kernel.ports.sandboxes import Sandbox as sandboxes_Sandbox, SandboxExit, SandboxInstance, SandboxStatus
 from moored.kernel.ports.snapshots import Info as snapshots_Info, Labels, NO_LABELS as snapshots_NO_LABELS, Usage
 from moored.kernel.ports.tasks import Exit, Metric, ProcessInfo, ProcessState
 from moored.kernel.ports.transfer import Report
@@ -159,6 +162,13 @@ class Daemon(Twin):
     def check(self) -> daemon_pb2.CheckResponse:
         """What the files on disk would change."""
         return self._portal.call(lambda: self._async.check())
+
+    def backup(self) -> Iterator[bytes]:
+        """Yield the pieces of a file with a copy of all metadata, as it is at one moment after the call.
+
+        Raises ResourceExhausted where the daemon has no room to make it.
+        """
+        return self._portal.iterate(lambda: self._async.backup())
 
 
 class Namespaces(Twin):
@@ -754,18 +764,153 @@ class Containers(Twin):
         """Give those that match any filter (fields `id`, `runtime.name`, `image`, `labels`), by id."""
         return [Container._of(self._portal, one) for one in self._portal.call(lambda: self._async.list(*filters))]
 
-    def create(self, id: str, image: str | Image | None = None, options: Options = USUAL, *, platform: Platform | None = None, snapshotter: str = '', snapshot_labels: Mapping[str, str] = NO_LABELS, rootfs: Path | None = None, runtime: str = '', runtime_options: TypedBytes | None = None, labels: Mapping[str, str] = NO_LABELS, image_labels: bool = True, spec: Mapping[str, Any] | None = None) -> Container:
+    def states(self) -> dict[str, ProcessState]:
+        """Give the state of every container's task, by the container's id; those without a task are left out."""
+        return self._portal.call(lambda: self._async.states())
+
+    def metrics(self, *ids: str) -> builtins.list[Metric]:
+        """Read the counters of the tasks that have some: of all, or of those with these ids."""
+        return self._portal.call(lambda: self._async.metrics(*ids))
+
+    def create(self, id: str, image: str | Image | None = None, options: Options = USUAL, *, platform: Platform | None = None, snapshotter: str = '', snapshot_labels: Mapping[str, str] = NO_LABELS, rootfs: Path | None = None, runtime: str = '', runtime_options: TypedBytes | None = None, labels: Mapping[str, str] = NO_LABELS, image_labels: bool = True, config: ImageConfig | None = None, sandbox: str = '', spec: Mapping[str, Any] | None = None) -> Container:
         """Make a container of an image, whole or not at all; the image is unpacked if it is not yet.
 
         rootfs         a folder of the host in place of a snapshot of the image; either will do
         runtime        a name, or a shim's path; empty for the namespace's default
+        config         the image's, where the caller has read it before
+        sandbox        id of the sandbox that it is to run in
         image_labels   take over the labels of the image's config, but for those with a meaning to daemons
         spec           the finished spec, in place of one made from the options
 
         Looking up a user's name means mounting the snapshot, for which the client has to be root on the daemon's host.
         Raises AlreadyExists, NotFound for the image or a user, InvalidArgument for options that cannot be.
         """
-        return Container._of(self._portal, self._portal.call(lambda: self._async.create(id, image, options, platform=platform, snapshotter=snapshotter, snapshot_labels=snapshot_labels, rootfs=rootfs, runtime=runtime, runtime_options=runtime_options, labels=labels, image_labels=image_labels, spec=spec)))
+        return Container._of(self._portal, self._portal.call(lambda: self._async.create(id, image, options, platform=platform, snapshotter=snapshotter, snapshot_labels=snapshot_labels, rootfs=rootfs, runtime=runtime, runtime_options=runtime_options, labels=labels, image_labels=image_labels, config=config, sandbox=sandbox, spec=spec)))
+
+
+class Sandbox(Twin):
+    """One sandbox, with its record as last read. As a context manager: ended and gone after it.
+
+    Errors: NotFound once it is deleted, and what its controller says.
+    """
+
+    _async: AsyncSandbox
+
+    @property
+    def id(self) -> str:
+        """Its id."""
+        return self._async.id
+
+    @property
+    def record(self) -> sandboxes_Sandbox:
+        """All that is stored of it."""
+        return self._async.record
+
+    def refresh(self) -> sandboxes_Sandbox:
+        """Read the record anew."""
+        return self._portal.call(lambda: self._async.refresh())
+
+    def update(self, record: sandboxes_Sandbox, paths: Sequence[str]) -> sandboxes_Sandbox:
+        """Replace what paths name (`labels`, `labels.KEY`, `extensions`, `runtime`, `spec`), tell the controller.
+
+        Gives the record. A sandbox that was not started takes no notice.
+        """
+        return self._portal.call(lambda: self._async.update(record, paths))
+
+    def start(self) -> SandboxInstance:
+        """Make it ready for containers; one that fails to is gone from its controller."""
+        return self._portal.call(lambda: self._async.start())
+
+    def stop(self, seconds: int = 0) -> None:
+        """End all that runs in it, by force after so many seconds; again is harmless."""
+        self._portal.call(lambda: self._async.stop(seconds))
+
+    def wait(self) -> SandboxExit:
+        """Wait for its end; the daemon may restart meanwhile."""
+        return self._portal.call(lambda: self._async.wait())
+
+    def status(self, *, verbose: bool = False) -> SandboxStatus:
+        """Tell what it is doing; verbose asks for more, for people."""
+        return self._portal.call(lambda: self._async.status(verbose=verbose))
+
+    def platform(self) -> Platform:
+        """Tell what containers in it have to be made for."""
+        return self._portal.call(lambda: self._async.platform())
+
+    def metrics(self) -> Metric:
+        """Read the counters of all that is in it. Raises NotFound where there are none."""
+        return self._portal.call(lambda: self._async.metrics())
+
+    def delete(self) -> None:
+        """End it with all that is in it, in any state, and remove its record. Raises NotFound for one without."""
+        self._portal.call(lambda: self._async.delete())
+
+    def __enter__(self) -> Self:
+        self._portal.call(lambda: self._async.__aenter__())
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self._portal.call(lambda: self._async.__aexit__(kind, error, traceback))
+
+
+class Sandboxes(Twin):
+    """The sandboxes of the namespace. Errors, beside those of the connection, as `kernel.ports.sandboxes`.
+
+    Unimplemented from every call of a daemon without such services, which is that of containerd before 1.7.
+    """
+
+    _async: AsyncSandboxes
+
+    def get(self, id: str) -> Sandbox:
+        """Give one. Raises NotFound."""
+        return Sandbox._of(self._portal, self._portal.call(lambda: self._async.get(id)))
+
+    def list(self, *filters: str) -> list[Sandbox]:
+        """Give those that match any filter (fields `id`, `labels`), by id."""
+        return [Sandbox._of(self._portal, one) for one in self._portal.call(lambda: self._async.list(*filters))]
+
+    def create(self, id: str, *, runtime: str = RUNTIME, runtime_options: TypedBytes | None = None, sandboxer: str = SANDBOXER, spec: TypedBytes | None = None, rootfs: Sequence[Mount] = (), options: TypedBytes | None = None, netns: str = '', annotations: Mapping[str, str] = NO_LABELS, labels: Mapping[str, str] = NO_LABELS, extensions: Mapping[str, TypedBytes] | None = None) -> Sandbox:
+        """Make a sandbox, whole or not at all; `Sandbox.start` makes it ready for containers.
+
+        sandboxer    the controller that runs it
+        options      for the controller, in a type that it knows
+        netns        path of the network namespace that it is to have
+        Raises AlreadyExists, NotFound for a controller that is not there, and what the controller says.
+        """
+        return Sandbox._of(self._portal, self._portal.call(lambda: self._async.create(id, runtime=runtime, runtime_options=runtime_options, sandboxer=sandboxer, spec=spec, rootfs=rootfs, options=options, netns=netns, annotations=annotations, labels=labels, extensions=extensions)))
+
+
+class Mounts(Twin):
+    """The namespace's activations. Errors, beside those of the connection, as `kernel.ports.mounts.MountManager`.
+
+    Unimplemented from every call of a daemon without such a service, which is that of containerd before 2.2.
+    """
+
+    _async: AsyncMounts
+
+    def activate(self, name: str, mounts: Sequence[Mount], *, labels: Mapping[str, str] = mounts_NO_LABELS, temporary: bool = False) -> Activation:
+        """Have the mounts carried out that need it, and give those that are left to mount by oneself, in order.
+
+        temporary   all of them, which leaves one bind mount
+        Raises Unimplemented if none needs it, AlreadyExists for a name that is taken.
+        """
+        return self._portal.call(lambda: self._async.activate(name, mounts, labels=labels, temporary=temporary))
+
+    def deactivate(self, name: str) -> None:
+        """Undo one. Raises NotFound, Unknown for what is in use."""
+        self._portal.call(lambda: self._async.deactivate(name))
+
+    def activated(self, name: str, mounts: Sequence[Mount]) -> AbstractContextManager[Sequence[Mount]]:
+        """For the block, have done what needs the daemon; the value is what is left to mount by oneself, in order."""
+        return self._portal.block(lambda: self._async.activated(name, mounts))
+
+    def info(self, name: str) -> Activation:
+        """Give one. Raises NotFound."""
+        return self._portal.call(lambda: self._async.info(name))
+
+    def list(self) -> list[Activation]:
+        """Give all, by name."""
+        return self._portal.call(lambda: self._async.list())
 
 
 class Client(Twin):
@@ -871,6 +1016,16 @@ class Client(Twin):
     def containers(self) -> Containers:
         """Containers, and through them tasks."""
         return Containers._of(self._portal, self._async.containers)
+
+    @property
+    def sandboxes(self) -> Sandboxes:
+        """What containers share."""
+        return Sandboxes._of(self._portal, self._async.sandboxes)
+
+    @property
+    def mounts(self) -> Mounts:
+        """What the daemon mounts for its clients."""
+        return Mounts._of(self._portal, self._async.mounts)
 
     def snapshots(self, snapshotter: str = DEFAULT) -> Snapshots:
         """The snapshots of one snapshotter."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import secrets
+import os
 import signal as signals
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -234,7 +234,7 @@ class Task(Process):
 
     async def exec_process(self, document: Mapping[str, Any], io: Io = PIPES, *, exec_id: str = "") -> Process:
         """Add a process that is given as the runtime spec has it. Raises as `exec`."""
-        exec_id = exec_id or f"exec-{secrets.token_hex(8)}"
+        exec_id = exec_id or f"exec-{os.urandom(8).hex()}"
         streams = opened_streams(self._calls, self._container_id, exec_id, io)
         stdio = streams.stdio
         request = pb.ExecProcessRequest(

@@ -27,6 +27,7 @@ from moored.api.registry.hosts import PULL, PUSH, RESOLVE, Host
 from moored.api.registry.network import read_address
 from moored.api.registry.requests import Requester, Upload
 from moored.api.registry.settings import Settings
+from moored.api.registry.uploads import body_of, in_chunks, no_bytes, progress
 from moored.kernel.errors import (
     DeadlineExceeded,
     FailedPrecondition,
@@ -45,13 +46,22 @@ from moored.kernel.imagespec.references import Reference, is_digest
 log = logging.getLogger("moored.registry")
 
 ACCEPT: Final = f"{media.DOCKER_MANIFEST}, {media.DOCKER_LIST}, {media.OCI_MANIFEST}, {media.OCI_INDEX}, */*"
+OCTETS: Final = "application/octet-stream"
+CHUNK: Final = 16 << 20
+"""Bytes of a chunk of an upload to a registry that does not take it in one request."""
 Source = Upload
+_TRIES: Final = 3
+"""How often a chunk is sent without the registry having more of it afterwards."""
 _STALLS: Final = 3
 """How often a body may break off without having brought anything."""
 _PAUSE: Final = 0.1
 _MAX_URLS: Final = 16
 _SIZE: Final = re.compile(r"[0-9]{1,18}")
 _RANGE: Final = re.compile(r"bytes ([0-9]{1,18})-[0-9]{1,18}/([0-9]{1,18}|\*)")
+
+
+class TooLarge(Unknown):
+    """A registry does not take a body of that size."""
 
 
 class Registry:
@@ -68,6 +78,7 @@ class Registry:
         self._hosts = hosts
         self._requests = Requester(settings)
         self._limits = settings.limits
+        self._chunk = settings.upload_chunk
 
     async def __aenter__(self) -> Self:
         """Open connections as they are needed from here on."""
@@ -290,8 +301,68 @@ class Registry:
         place = place or await self._upload_place(self._scopes(PULL, PUSH))
         if not place:
             return False
-        await self._put(_with_query(place, digest=entry.digest), "application/octet-stream", entry, source)
+        if not self._chunk or entry.size <= self._chunk:
+            try:
+                await self._put(_with_query(place, digest=entry.digest), OCTETS, entry, source)
+            except TooLarge:
+                # Some registries, or what stands before them, take only so much in one request.
+                log.info("blob %s is too large for one request, it is sent in chunks", entry.digest)
+                place = await self._upload_place(self._scopes(PULL, PUSH))
+            else:
+                return True
+        if place:
+            await self._push_chunks(place, entry, source)
         return True
+
+    async def _push_chunks(self, place: str, entry: Entry, source: Source) -> None:
+        """Upload a blob chunk by chunk; each is in memory while it is sent."""
+        at = 0
+        async with aclosing(in_chunks(_measured(source, entry)(), self._chunk or CHUNK)) as found:
+            async for chunk in found:
+                place = await self._sent(place, at, chunk)
+                at += len(chunk)
+        await self._put(_with_query(place, digest=entry.digest), OCTETS, Entry("", entry.digest, 0), no_bytes)
+
+    async def _sent(self, place: str, at: int, chunk: bytes) -> str:
+        """Send a chunk, what is missing of it again where that breaks off; gives where to go on."""
+        have, tries = at, 0
+        while have < at + len(chunk):
+            before = have
+            try:
+                place, have = await self._patch(place, have, chunk[have - at :])
+            except (Unavailable, DeadlineExceeded):
+                if tries >= _TRIES:
+                    raise
+                place, have = await self._upload_state(place)
+            if not at <= have <= at + len(chunk):
+                raise Unknown(f"registry has {have} bytes of an upload, wanted are {at} to {at + len(chunk)}")
+            tries = 0 if have > before else tries + 1
+            if tries > _TRIES:
+                raise Unknown(f"registry takes no more than {have} bytes of an upload")
+        return place
+
+    async def _patch(self, place: str, at: int, data: bytes) -> tuple[str, int]:
+        """Send bytes from an offset on; gives where to go on, and how many bytes the registry has."""
+        headers = {
+            "Content-Type": OCTETS,
+            "Content-Length": str(len(data)),
+            "Content-Range": f"{at}-{at + len(data) - 1}",
+        }
+        async with self._requests.request(
+            "PATCH", self._push_host(), place, scopes=self._scopes(PULL, PUSH), headers=headers, body=body_of(data)
+        ) as response:
+            if response.status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+                return await self._upload_state(place)
+            if response.status not in {HTTPStatus.ACCEPTED, HTTPStatus.NO_CONTENT, HTTPStatus.CREATED}:
+                raise await self._refused(response)
+            return progress(response, place, at + len(data))
+
+    async def _upload_state(self, place: str) -> tuple[str, int]:
+        """Ask how many bytes of an upload the registry has; gives where to go on too."""
+        async with self._requests.request("GET", self._push_host(), place, scopes=self._scopes(PULL, PUSH)) as response:
+            if response.status not in {HTTPStatus.NO_CONTENT, HTTPStatus.OK, HTTPStatus.ACCEPTED}:
+                raise await self._refused(response)
+            return progress(response, place, 0)
 
     async def _upload_place(self, scopes: tuple[str, ...], **query: str) -> str:
         """Start an upload and give where to go on with it; empty where the registry needs no bytes any more."""
@@ -321,6 +392,8 @@ class Registry:
         async with self._requests.request(
             "PUT", self._push_host(), path, scopes=self._scopes(PULL, PUSH), headers=headers, body=body
         ) as response:
+            if response.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+                raise TooLarge((await self._refused(response)).text)
             if response.status not in {HTTPStatus.CREATED, HTTPStatus.OK, HTTPStatus.NO_CONTENT}:
                 raise await self._refused(response)
 

@@ -97,7 +97,7 @@ def refuse_private(text: str, policy: Policy) -> None:
 def proxy_for(url: URL, environment: Mapping[str, str] = os.environ) -> URL | None:
     """Give the proxy that HTTP_PROXY, HTTPS_PROXY and NO_PROXY want, None for none; loopback never has one.
 
-    Raises InvalidArgument for one that is not of scheme http or https.
+    Raises InvalidArgument for one that is not of scheme http, https, socks5 or socks5h.
     """
     name = f"{url.scheme}_proxy"
     text = environment.get(name) or environment.get(name.upper()) or ""
@@ -105,11 +105,11 @@ def proxy_for(url: URL, environment: Mapping[str, str] = os.environ) -> URL | No
         return None
     try:
         proxy = URL(text if "://" in text else f"http://{text}")
-        if proxy.scheme in {"http", "https"} and proxy.host:
+        if proxy.scheme in {"http", "https", "socks5", "socks5h"} and proxy.host:
             return proxy
     except ValueError:
         pass
-    raise InvalidArgument(f"proxy of {name.upper()} must be a URL of scheme http or https")
+    raise InvalidArgument(f"proxy of {name.upper()} must be a URL of scheme http, https or socks5")
 
 
 def _without_proxy(url: URL, exceptions: str) -> bool:

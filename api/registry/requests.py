@@ -21,6 +21,7 @@ import aiohttp
 from multidict import CIMultiDict
 from yarl import URL
 
+from moored.api.registry import dumping
 from moored.api.registry.auth import Answer, Authorizer
 from moored.api.registry.bodies import bounded
 from moored.api.registry.hosts import Host, Tls
@@ -34,6 +35,7 @@ from moored.api.registry.network import (
     same_origin,
 )
 from moored.api.registry.settings import Limits, Policy, Settings
+from moored.api.registry.socks import SCHEMES, SocksConnector
 from moored.kernel.errors import DeadlineExceeded, MooredError, PermissionDenied, Unavailable, Unknown
 
 __all__ = ["ATTEMPTS", "MAX_REDIRECTS", "Limits", "Policy", "Requester", "Settings", "Upload"]
@@ -85,26 +87,38 @@ class Requester:
         self._plain: set[str] = set()
         self._session: aiohttp.ClientSession | None = None
         self._guarded: aiohttp.ClientSession | None = None
+        self._proxied: dict[URL, aiohttp.ClientSession] = {}
 
     async def __aenter__(self) -> Self:
         """Open the pools."""
         policy = self.settings.policy
-        self._session = self._open(None)
-        self._guarded = self._open(guarded_socket(policy)) if policy.deny_private else self._session
+        self._session = self._open(self._connector(None))
+        guarded = self._connector(guarded_socket(policy)) if policy.deny_private else None
+        self._guarded = self._open(guarded) if guarded else self._session
         return self
 
     async def __aexit__(self, *_: object) -> None:
         """Close every connection."""
-        for session in {self._session, self._guarded} - {None}:
+        for session in {self._session, self._guarded, *self._proxied.values()} - {None}:
             assert session is not None
             await session.close()
 
-    def _open(self, sockets: Callable[[Any], Any] | None) -> aiohttp.ClientSession:
+    def _connector(self, sockets: Callable[[Any], Any] | None) -> aiohttp.TCPConnector:
+        return aiohttp.TCPConnector(limit=self.settings.connections, socket_factory=sockets, ttl_dns_cache=60)
+
+    def _through(self, proxy: URL) -> aiohttp.ClientSession:
+        """Give the pool of connections through a SOCKS proxy."""
+        if proxy not in self._proxied:
+            self._proxied[proxy] = self._open(SocksConnector(proxy, limit=self.settings.connections))
+        return self._proxied[proxy]
+
+    def _open(self, connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
         # No trust_env: it would send what is in ~/.netrc to whom a server names.
         return aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=self.settings.connections, socket_factory=sockets, ttl_dns_cache=60),
+            connector=connector,
             headers={"User-Agent": self.settings.user_agent},
             cookie_jar=aiohttp.DummyCookieJar(),
+            trace_configs=[dumping.tracing()] if self.settings.trace else None,
             auto_decompress=False,
             read_bufsize=256 * 1024,
             max_line_size=16 * 1024,
@@ -253,6 +267,8 @@ class Requester:
         dial = host.dial_timeout or limits.dial
         proxy = proxy_for(url)
         session = self._session if own or proxy else self._guarded
+        if proxy is not None and proxy.scheme in SCHEMES:
+            session, proxy = self._through(proxy), None
         assert session is not None, "the client is used outside its context"
         tls = await self._tls(url, host.tls if own else replace(host.tls, pairs=()))
         sending = _Sending(call.body) if callable(call.body) else None
@@ -260,7 +276,7 @@ class Requester:
             if not own and self.settings.policy.deny_private:
                 refuse_private(url.host or "", self.settings.policy)
             async with asyncio.timeout(dial + limits.header) as deadline:
-                return await session.request(
+                response = await session.request(
                     call.method,
                     url,
                     headers=headers,
@@ -271,9 +287,15 @@ class Requester:
                     timeout=aiohttp.ClientTimeout(total=None, sock_connect=dial, sock_read=limits.stall),
                 )
         except (TimeoutError, aiohttp.ClientError, OSError, ValueError) as error:
+            if self.settings.dump is not None:
+                await self.settings.dump(dumping.request(call.method, url, headers, type(error).__name__))
             if sending is not None and sending.failure is not None:
                 raise sending.failure from None
             raise _told(error, call.method, url) from error
+        else:
+            if self.settings.dump is not None:
+                await self.settings.dump(dumping.exchange(response))
+            return response
         finally:
             if sending is not None:
                 sending.waiting = False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
 
@@ -47,7 +47,13 @@ class Policy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """How a client behaves; headers are sent to every host, credentials looked up by host."""
+    """How a client behaves; headers are sent to every host, credentials looked up by host.
+
+    upload_chunk   bytes above which blobs are uploaded in chunks of that size, each in memory; 0: only those that a
+                   registry refuses to take in one request
+    dump           takes the heads of all requests and answers
+    trace          note names that are looked up, and connections, in the debug log
+    """
 
     user_agent: str = "containerd/2.3.4"
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -55,3 +61,6 @@ class Settings:
     limits: Limits = Limits()
     policy: Policy = Policy()
     connections: int = 32
+    upload_chunk: int = 0
+    dump: Callable[[bytes], Awaitable[None]] | None = None
+    trace: bool = False

@@ -68,6 +68,7 @@ def serving(content: Content) -> Iterator[str]:
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True  # as every registry has it: else an answer's body waits for the head's receipt
 
         def do_HEAD(self) -> None:
             self.answer(body=False)

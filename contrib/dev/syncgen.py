@@ -31,6 +31,8 @@ TWINS = {
     "events": ("Events",),
     "tasks": ("Process", "Task"),
     "containers": ("Container", "Containers"),
+    "sandboxes": ("Sandbox", "Sandboxes"),
+    "mounts": ("Mounts",),
     "client": ("Client",),
 }
 NAMES = {name for names in TWINS.values() for name in names}

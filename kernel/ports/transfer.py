@@ -39,6 +39,8 @@ class Repository:
     headers          for each request
     hosts_folder     where `hosts.toml` files are looked for, on the daemon's side; empty for the configured place
     default_scheme   `http` for plain http where nothing else is configured
+    dump             tell the heads of all requests and answers, to `logs` or else the daemon's log
+    trace            note names that are looked up, and connections, in the daemon's debug log
     """
 
     reference: str
@@ -46,6 +48,9 @@ class Repository:
     secret: AskSecret | None = None
     hosts_folder: str = ""
     default_scheme: str = ""
+    dump: bool = False
+    trace: bool = False
+    logs: Callable[[bytes], Awaitable[None]] | None = None
 
     def __str__(self) -> str:
         return f"OCI Registry ({self.reference})"

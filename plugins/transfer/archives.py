@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import aclosing
 
+from moored.api.transfer.choice import Choice
+from moored.api.transfer.labels import reference_labels
+from moored.api.transfer.names import store_names
+from moored.api.transfer.tracker import Tracker
 from moored.kernel.errors import FailedPrecondition, InvalidArgument, NotFound, Unimplemented, Unknown
 from moored.kernel.imagespec import documents, media
 from moored.kernel.imagespec.archives.reading import read_archive
@@ -17,11 +21,7 @@ from moored.kernel.imagespec.walk import MAX_DEPTH, MAX_NODES, read_document
 from moored.kernel.ports.content import LabelledContentStore, read_blob
 from moored.kernel.ports.images import Image, ImageStore
 from moored.kernel.ports.transfer import ArchiveSink, ArchiveSource, Progress, Report, StoredImages
-from moored.plugins.transfer.choice import Choice
-from moored.plugins.transfer.labels import reference_labels
-from moored.plugins.transfer.names import store_names
 from moored.plugins.transfer.settings import Shared
-from moored.plugins.transfer.tracker import Tracker
 from moored.plugins.transfer.unpack import Unpacker
 
 

@@ -6,12 +6,12 @@ import asyncio
 import importlib
 import sys
 
+from moored.api.transfer.names import store_names
 from moored.kernel.errors import Unimplemented
 from moored.kernel.imagespec.documents import Entry
 from moored.kernel.ports.transfer import ArchiveSink, ArchiveSource, Report, Repository, StoredImages
 from moored.plugins.transfer.archives import echo, export, import_
 from moored.plugins.transfer.lease import leased
-from moored.plugins.transfer.names import store_names
 from moored.plugins.transfer.settings import Shared
 
 

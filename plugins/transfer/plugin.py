@@ -60,6 +60,13 @@ class RegistriesConfig:
     header_timeout: Duration = setting(Duration(30), ge=0.001, doc="from a request to the head of its answer")
     stall_timeout: Duration = setting(Duration(60), ge=0.001, doc="between two pieces of a body, either way")
     progress_timeout: Duration = setting(Duration(300), ge=0.001, doc="in which 64 KiB of a body have to come")
+    upload_chunk: int = setting(
+        0,
+        ge=0,
+        le=256 << 20,
+        doc="bytes above which blobs are pushed in chunks of that size, each kept in memory, for proxies that bound "
+        "requests; 0: only blobs that a registry refuses to take in one request",
+    )
     max_retry_after: Duration = setting(
         Duration(30), ge=0, doc="that a registry may ask to be waited for; the error is told at once if it wants more"
     )
@@ -138,6 +145,7 @@ async def open_(ctx: InitContext[Config]) -> AsyncGenerator[Transferrer]:
         downloads=slots(config.max_concurrent_downloads),
         uploads=slots(config.max_concurrent_uploaded_layers),
         unpacks=slots(config.max_concurrent_unpacks if side_by_side else 0),
+        upload_chunk=registries.upload_chunk,
         parts=config.max_concurrent_downloads or 8,
         chunk=config.concurrent_layer_fetch_buffer,
     )

@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import Sequence
 from typing import Final
 
-from moored.api.registry.client import Registry
-from moored.kernel.errors import InvalidArgument
+from moored.api.transfer.choice import Choice
+from moored.api.transfer.fetch import Fetcher
+from moored.api.transfer.names import store_names
+from moored.api.transfer.together import explained
+from moored.api.transfer.tracker import Tracker
+from moored.api.transfer.tree import Tree
 from moored.kernel.imagespec import documents, media
 from moored.kernel.imagespec.archives.plain import described
 from moored.kernel.imagespec.documents import MAX_DOCUMENT, Entry
 from moored.kernel.imagespec.ingests import write_document
-from moored.kernel.imagespec.walk import MAX_DEPTH, MAX_NODES
+from moored.kernel.namespaces import current_namespace
 from moored.kernel.ports.content import LabelledContentStore, read_blob
 from moored.kernel.ports.transfer import Progress, Report, Repository, StoredImages
-from moored.plugins.transfer.choice import Choice
-from moored.plugins.transfer.fetch import Fetcher
-from moored.plugins.transfer.labels import reference_labels
-from moored.plugins.transfer.names import store_names
 from moored.plugins.transfer.registries import opened
 from moored.plugins.transfer.settings import Shared
-from moored.plugins.transfer.together import explained, together
-from moored.plugins.transfer.tracker import Tracker
-from moored.plugins.transfer.unpack import Unpacker
 from moored.plugins.transfer.verify import verified
 
-DOCUMENTS_AT_ONCE: Final = 8
 OCTETS: Final = "application/octet-stream"
 """What some old registries call an image's config."""
 
@@ -44,77 +38,24 @@ async def pull(shared: Shared, source: Repository, wanted: StoredImages, report:
         tell(Progress(event=f"Pulling from {source}"))
         tell(Progress(event="fetching image content", name=source.reference, descriptor=target.descriptor()))
         tracker = Tracker(report, source.reference, "downloading")
+        fetcher = Fetcher(
+            shared.objects.content,
+            registry,
+            tracker,
+            slots=shared.downloads,
+            locks=shared.locks,
+            scope=current_namespace(),
+            chunk=shared.chunk,
+            parts=shared.parts,
+        )
         unpacker = shared.unpacker(wanted, tracker)
-        await _Tree(shared, registry, wanted, tracker, unpacker).visit(target, 0)
+        await Tree(str(registry.reference), fetcher, Choice(wanted), tracker, unpacker).visit(target)
     finally:
         await registries.__aexit__(None, None, None)
     target = await _typed_config(shared.objects.content, target)
     for image in await store_names(shared.objects.images, wanted, target):
         tell(Progress(event="saved", name=image.name, descriptor=image.target))
     tell(Progress(event=f"Completed pull from {source}"))
-
-
-class _Tree:
-    """The objects of one image on their way."""
-
-    def __init__(
-        self, shared: Shared, registry: Registry, wanted: StoredImages, tracker: Tracker, unpacker: Unpacker | None
-    ) -> None:
-        self._name = str(registry.reference)
-        self._choice = Choice(wanted)
-        self._tracker = tracker
-        self._unpacker = unpacker
-        self._documents = asyncio.Semaphore(DOCUMENTS_AT_ONCE)
-        self._seen: set[str] = set()
-        self._fetcher = Fetcher(
-            shared.objects.content,
-            registry,
-            tracker,
-            slots=shared.downloads,
-            locks=shared.locks,
-            chunk=shared.chunk,
-            parts=shared.parts,
-        )
-
-    async def visit(self, entry: Entry, depth: int) -> None:
-        """Fetch an object and all below it that is wanted."""
-        if entry.digest in self._seen:
-            return
-        self._seen.add(entry.digest)
-        if depth > MAX_DEPTH or len(self._seen) > MAX_NODES:
-            raise InvalidArgument(f"image {self._name} has more than {MAX_NODES} objects or {MAX_DEPTH} levels")
-        if entry.media_type in media.SCHEMA1:
-            raise InvalidArgument("schema 1 image manifests are no longer supported")
-        if not media.is_branch(entry.media_type):
-            await self._fetcher.blob(entry)
-            return
-        every = await self._children(entry)
-        children = self._choice.of(entry, every)
-        if self._unpacker is not None and entry.media_type in media.MANIFESTS and len(children) == len(every):
-            await self._image(self._unpacker, entry, children, depth)
-        else:
-            await together(self.visit(child, depth + 1) for child in children)
-
-    async def _children(self, entry: Entry) -> Sequence[Entry]:
-        def decoded(data: bytes) -> Sequence[Entry]:
-            return documents.children(data, entry.media_type, entry.digest)
-
-        async with self._documents:
-            data = await self._fetcher.document(entry, lambda data: reference_labels(decoded(data)))
-        children = decoded(data)
-        self._tracker.children(entry, children)
-        return children
-
-    async def _image(self, unpacker: Unpacker, manifest: Entry, children: Sequence[Entry], depth: int) -> None:
-        layers = [child for child in children if unpacker.is_layer(child)]
-        others = [child for child in children if not unpacker.is_layer(child)]
-        await together(self.visit(child, depth + 1) for child in others)
-        config = next((child for child in others if unpacker.is_config(child)), None)
-        if config is None:
-            await together(self.visit(child, depth + 1) for child in layers)
-        else:
-            named = unpacker.with_image(layers, self._name, manifest.digest)
-            await unpacker.unpack(config, named, self._fetcher.blob)
 
 
 async def _typed_config(store: LabelledContentStore, target: Entry) -> Entry:

@@ -1,43 +1,58 @@
-"""A client for the registry that a transfer names."""
+"""A client for the registry that a transfer names, as the daemon is configured."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
+from typing import Final
+
+from structlog.typing import FilteringBoundLogger
 
 from moored.api.registry.client import Registry
-from moored.api.registry.credentials import Credentials, nobody
-from moored.api.registry.hosts import hosts_of
 from moored.api.registry.settings import Settings
-from moored.kernel.imagespec import references
-from moored.kernel.ports.transfer import AskSecret, Repository
+from moored.api.transfer.connecting import connected
+from moored.kernel.errors import MooredError
+from moored.kernel.ports.transfer import Repository
 from moored.plugins.transfer.settings import Shared
+
+DUMP_SECONDS: Final = 5.0
+"""How long a client may take to read what is told of one request."""
 
 
 @asynccontextmanager
 async def opened(repository: Repository, shared: Shared) -> AsyncGenerator[Registry]:
     """Give a client for the block. Raises InvalidArgument for a malformed reference."""
-    reference = references.parse(repository.reference)
-    wanted = [Path(repository.hosts_folder)] if repository.hosts_folder else shared.hosts_folders
-    hosts = await asyncio.to_thread(hosts_of, reference.host, folders=wanted, default_scheme=repository.default_scheme)
     settings = Settings(
-        headers=repository.headers,
-        credentials=nobody if repository.secret is None else _lookup(repository.secret),
         limits=shared.limits,
         policy=shared.policy,
+        upload_chunk=shared.upload_chunk,
+        dump=_Dump(repository.logs, shared.log) if repository.dump else None,
     )
-    async with Registry(reference, hosts, settings) as registry:
+    async with connected(repository, settings, shared.hosts_folders) as registry:
         yield registry
 
 
-class _lookup:  # noqa: N801 - reads as a function
-    """Asks the client who it is to a host."""
+class _Dump:
+    """Takes what is told of requests to where the client reads it, or to the log.
 
-    def __init__(self, ask: AskSecret) -> None:
-        self._ask = ask
+    A client that does not read loses it: a transfer waits for nobody who only watches.
+    """
 
-    async def __call__(self, host: str) -> Credentials | None:
-        found = await self._ask(host)
-        return None if found is None else Credentials(found.user, found.secret, found.header)
+    def __init__(self, write: Callable[[bytes], Awaitable[None]] | None, log: FilteringBoundLogger) -> None:
+        self._write = write
+        self._log = log
+        self._lost = False
+
+    async def __call__(self, head: bytes) -> None:
+        if self._write is None:
+            self._log.info("request to a registry", heads=head.decode("utf-8", "replace").splitlines())
+            return
+        if self._lost:
+            return
+        try:
+            async with asyncio.timeout(DUMP_SECONDS):
+                await self._write(head)
+        except (MooredError, TimeoutError) as error:
+            self._lost = True
+            self._log.info("a client does not read what it wanted to be told of requests", reason=str(error))

@@ -11,12 +11,12 @@ from pathlib import Path
 from structlog.typing import FilteringBoundLogger
 
 from moored.api.registry.settings import Limits, Policy
+from moored.api.transfer.tracker import Tracker
 from moored.kernel.errors import InvalidArgument
 from moored.kernel.ports.leases import LeaseManager
 from moored.kernel.ports.objects import Objects
 from moored.kernel.ports.transfer import ImageVerifier, StoredImages, Unpack
 from moored.kernel.turns import Turns
-from moored.plugins.transfer.tracker import Tracker
 from moored.plugins.transfer.unpack import Target, Unpacker
 
 DEFAULT_SNAPSHOTTER = "overlayfs"
@@ -36,6 +36,7 @@ class Shared:
 
     downloads, uploads, unpacks   places, see `slots`
     limits, policy                of registry clients
+    upload_chunk                  of registry clients
     parts, chunk                  how many parts of one layer at once, and their bytes
     """
 
@@ -50,6 +51,7 @@ class Shared:
     downloads: Callable[[], AbstractAsyncContextManager[object]] = nullcontext
     uploads: Callable[[], AbstractAsyncContextManager[object]] = nullcontext
     unpacks: Callable[[], AbstractAsyncContextManager[object]] = nullcontext
+    upload_chunk: int = 0
     parts: int = 1
     chunk: int = 0
     locks: Turns[tuple[str, ...]] = field(default_factory=Turns)

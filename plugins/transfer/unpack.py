@@ -21,6 +21,9 @@ from typing import Final, Self
 import msgspec
 from structlog.typing import FilteringBoundLogger
 
+from moored.api.transfer.labels import snapshot_label
+from moored.api.transfer.together import explained
+from moored.api.transfer.tracker import Tracker
 from moored.kernel.errors import AlreadyExists, FailedPrecondition, MooredError, NotFound, Unknown
 from moored.kernel.imagespec import documents, media
 from moored.kernel.imagespec.chain import chain_ids
@@ -35,9 +38,6 @@ from moored.kernel.ports.objects import Objects
 from moored.kernel.ports.snapshots import SNAPSHOT_REF, Snapshotter
 from moored.kernel.turns import Turns
 from moored.kernel.workers import to_the_end
-from moored.plugins.transfer.labels import snapshot_label
-from moored.plugins.transfer.together import explained
-from moored.plugins.transfer.tracker import Tracker
 
 INHERITED: Final = "containerd.io/snapshot/"
 """Annotations of a layer with this prefix become labels of its snapshot."""
@@ -135,9 +135,14 @@ class Unpacker:
         types = {one.config_type for one in self._targets if one.config_type}
         return entry.media_type in media.CONFIGS or entry.media_type in types
 
+    @property
+    def may_leave_out(self) -> bool:
+        """Whether some layers may not have to be fetched, because a snapshotter makes them itself."""
+        return any(target.remote for target in self._targets)
+
     def with_image(self, layers: Sequence[Entry], name: str, manifest: str) -> Sequence[Entry]:
         """Give layers the annotations by which a snapshotter that makes layers itself finds them."""
-        if not any(target.remote for target in self._targets):
+        if not self.may_leave_out:
             return layers
         return [
             msgspec.structs.replace(

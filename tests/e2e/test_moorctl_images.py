@@ -223,8 +223,8 @@ def test_the_doctor_tells_how_to_mend_a_daemon_that_is_not_there(world, tmp_path
     done = world.run("doctor", "daemon", MOORED_ADDRESS=str(tmp_path / "nobody.sock"))
 
     assert done.status == 1
-    assert "mend: there is no socket" in done.out
-    assert "start it with: moored" in done.out
+    assert "the daemon cannot be asked: there is no socket" in done.out
+    assert "mend: start it with: moored" in done.out
 
 
 def test_names_are_completed_by_the_daemon(world):

@@ -144,6 +144,63 @@ def test_a_container_that_dies_is_brought_back_with_its_network(world):
         world.run("rm", "-f", id_)
 
 
+def lose_network(world: Moorctl, id_: str) -> None:
+    """End a container and take its network away, as a reboot does; what lies on disk stays."""
+    found = world.json("inspect", id_)[0]
+    netns = Path(world.env["MOORCTL_RUN"]) / "netns" / id_
+    subprocess.run(["umount", "--lazy", netns], check=True)
+    netns.unlink()
+    subprocess.run(["ip", "link", "del", world.bridge], check=True)
+    subprocess.run(["kill", "-9", str(found["pid"])], check=True)
+
+
+def test_a_restarted_container_whose_network_is_lost_gets_it_again(world):
+    port = free_port()
+    words = ("--restart", "always", "--hostname", "ship", "--add-host", "other:10.9.8.7", "-p", f"{port}:80")
+    id_ = world.does("run", "-d", *words, IMAGE, *SERVER).strip()
+    try:
+        eventually(lambda: "root:x:0" in get(f"http://127.0.0.1:{port}/passwd"), lambda: "no answer at first")
+        lose_network(world, id_)
+
+        eventually(lambda: "root:x:0" in get(f"http://127.0.0.1:{port}/passwd"), lambda: world.run("logs", id_).err)
+        address = world.json("inspect", id_)[0]["network"]["ips"][0]["address"].partition("/")[0]
+        hosts = world.does("exec", id_, "cat", "/etc/hosts")
+        assert f"{address}\tship" in hosts
+        assert "10.9.8.7\tother" in hosts
+    finally:
+        world.run("rm", "-f", id_)
+
+
+def test_why_a_network_cannot_be_made_again_stands_in_the_log(world):
+    id_ = world.does("run", "-d", "--restart", "always", IMAGE, *SERVER).strip()
+    kept = next(Path(world.env["MOORCTL_ROOT"]).glob(f"*/*/containers/{id_}/network.json"))
+    right = kept.read_text()
+    try:
+        kept.write_text(right.replace('"type": "portmap"', '"type": "nosuch"'))
+        lose_network(world, id_)
+
+        told = "the network of this container could not be made again"
+        eventually(lambda: told in world.run("logs", id_).err, lambda: world.run("logs", id_).err)
+        assert "nosuch" in world.run("logs", id_).err
+        kept.write_text(right)
+        world.becomes(id_, "running")
+    finally:
+        kept.write_text(right)
+        world.run("rm", "-f", id_)
+
+
+def test_a_container_without_a_log_gets_its_network_again(world):
+    id_ = world.does("run", "-d", "--restart", "always", "--log-driver", "none", IMAGE, *SERVER).strip()
+    try:
+        lose_network(world, id_)
+
+        eventually(lambda: world.status(id_) == "running", lambda: world.status(id_))
+        address = world.json("inspect", id_)[0]["network"]["ips"][0]["address"].partition("/")[0]
+        eventually(lambda: "root" in get(f"http://{address}/passwd"), lambda: "no network")
+    finally:
+        world.run("rm", "-f", id_)
+
+
 def test_a_network_that_cannot_be_made_leaves_nothing(world):
     broken = {"cniVersion": "1.0.0", "name": "broken", "plugins": [{"type": "bridge", "ipam": {"type": "nosuch"}}]}
     (world.place.folder / "net.d" / "broken.conflist").write_text(json.dumps(broken))

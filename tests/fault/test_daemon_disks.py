@@ -8,6 +8,7 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextlib import contextmanager
@@ -275,6 +276,22 @@ def test_daemon_starts_on_a_full_disk_and_frees_it(tmp_path: Path, small: Path) 
     with daemon:
         talk(daemon, free)
         assert left(daemon) == NOTHING
+
+
+def test_backup_on_a_full_disk_is_refused_and_leaves_nothing(tmp_path: Path, small: Path) -> None:
+    command = [sys.executable, "-m", "moored.api.cli.main", "--address", str(tmp_path / "m.sock")]
+    daemon = Daemon(tmp_path)
+    daemon.root = small / "root"
+    with daemon:
+        fill(small)
+        done = subprocess.run(
+            [*command, "metadata", "backup", str(tmp_path / "copy")], capture_output=True, text=True, check=False
+        )
+
+        assert done.returncode == 1
+        assert "no space left on device" in done.stderr.lower()
+        assert not (tmp_path / "copy").exists()
+        assert "Traceback" not in daemon.text()
 
 
 # --- read-only --------------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
 from moored.api.cli.doctor.findings import Check, Finding, Host, failed, ok, warning
@@ -50,46 +50,67 @@ def seccomp(host: Host) -> Finding:
 def cgroups(host: Host) -> Finding:
     """Cgroups are mounted, and have the controllers for limits."""
     unified = host.has("/sys/fs/cgroup/cgroup.controllers")
+    known, mounted = set[str](), list[str]()
     if unified:
         there = set(host.text("/sys/fs/cgroup/cgroup.controllers").split())
     else:
         lines = [line.split() for line in host.text("/proc/cgroups").splitlines() if not line.startswith("#")]
-        there = {words[0] for words in lines if len(words) == 4 and words[3] == "1"}
-        mounted = [name for name in CONTROLLERS if host.has(f"/sys/fs/cgroup/{name}")]
+        known = {words[0] for words in lines if len(words) == 4 and words[3] == "1"}
+        mounted = [name for name in CONTROLLERS if host.has(f"/sys/fs/cgroup/{name}/tasks")]
         if not mounted:
             return failed(
                 "no cgroups are mounted on /sys/fs/cgroup", "mount -t cgroup2 none /sys/fs/cgroup, or let systemd do it"
             )
-        there &= set(mounted)
+        there = known & set(mounted)
+    places = ["/sys/fs/cgroup"] if unified else [f"/sys/fs/cgroup/{name}" for name in mounted]
+    for place in places:
+        if remedy := host.read_only(host.path(place)):
+            return failed(f"cgroups are read-only on {place}", remedy)
     missing = [name for name in CONTROLLERS if name not in there]
     version = 2 if unified else 1
     if missing:
-        flags = " ".join(f"cgroup_enable={name}" for name in missing)
         return warning(
             f"cgroups (version {version}) without {', '.join(missing)}, whose limits have no effect",
-            f"boot with {flags} on the kernel's command line"
-            if not unified
-            else "enable them in cgroup.subtree_control of the parent",
+            "enable them in cgroup.subtree_control of the parent" if unified else _how_to_mount(missing, known),
         )
     return ok(f"cgroups version {version} with {', '.join(CONTROLLERS)}")
 
 
+def _how_to_mount(missing: Sequence[str], known: Collection[str]) -> str:
+    """Say how to get controllers of version 1, which the kernel knows or has to be told to."""
+    unknown = [name for name in missing if name not in known]
+    if unknown:
+        return f"boot with {' '.join(f'cgroup_enable={name}' for name in unknown)} on the kernel's command line"
+    name = missing[0]
+    return f"mkdir -p /sys/fs/cgroup/{name} && mount -t cgroup -o {name} {name} /sys/fs/cgroup/{name}"
+
+
 def overlay(host: Host) -> Finding:
-    """The kernel has overlayfs, which the default snapshotter uses."""
+    """The kernel has overlayfs, which the default snapshotter uses, or can load it, as it does for the first mount."""
     known = {line.split()[-1] for line in host.text("/proc/filesystems").splitlines() if line.split()}
-    if "overlay" not in known:
-        return warning(
-            "the kernel has no overlayfs loaded",
-            "modprobe overlay, or use another: moorctl namespace label NAME containerd.io/defaults/snapshotter=native",
-        )
-    return ok("overlayfs")
+    if "overlay" in known:
+        return ok("overlayfs")
+    modules = f"/lib/modules/{host.release}"
+    lists = [host.text(f"{modules}/{name}") for name in ("modules.dep", "modules.builtin")]
+    if any(re.search(r"/overlay\.ko", text) for text in lists):
+        return ok("overlayfs, a module")
+    return failed(
+        "the kernel has no overlayfs, which containers are made with unless told otherwise",
+        "boot a kernel with CONFIG_OVERLAY_FS or its module, modprobe overlay, or use another snapshotter: "
+        "moorctl namespace label NAME containerd.io/defaults/snapshotter=native",
+    )
 
 
 def runtimes(host: Host) -> Finding:
-    """There is an OCI runtime."""
-    found = [name for name in ("runc", "crun", "runsc") if host.which(name)]
+    """There is an OCI runtime, and those that are there can be run."""
+    found = {name: path for name in ("runc", "crun", "runsc") if (path := host.which(name))}
     if not found:
         return failed("no OCI runtime is on PATH", "install runc or crun")
+    broken = [path for path in found.values() if not host.runs(path)]
+    if broken:
+        text = f"{', '.join(broken)} cannot be run"
+        remedy = f"{broken[0]} --version shows why; install it anew"
+        return failed(text, remedy) if len(broken) == len(found) else warning(text, remedy)
     return ok(f"OCI runtimes: {', '.join(found)}")
 
 
@@ -98,7 +119,7 @@ def cni(host: Host) -> Finding:
     folders = [host.path(folder) for folder in host.cni_folders]
     missing = [name for name in PLUGINS if not any((folder / name).exists() for folder in folders)]
     if missing:
-        return warning(
+        return failed(
             f"CNI plugins are missing: {', '.join(missing)}; only --net host and none work",
             "install the package containernetworking-plugins, or name its folder in CNI_PATH",
         )
@@ -116,10 +137,15 @@ def forwarding(host: Host) -> Finding:
 
 
 def firewall(host: Host) -> Finding:
-    """The tool that portmap and firewall run is there."""
-    if not (host.which("iptables") or host.which("nft")):
-        return warning("neither iptables nor nft is on PATH; ports cannot be published", "install iptables")
-    return ok("packet filter tools")
+    """The tool that the CNI plugins bridge, portmap and firewall run is there."""
+    if host.which("iptables"):
+        return ok("packet filter tools")
+    if host.which("nft"):
+        return warning("iptables is not on PATH, only nft; CNI plugins before 1.6 need it", "install iptables")
+    return failed(
+        "neither iptables nor nft is on PATH; only --net host and none work, and no port can be published",
+        "install iptables",
+    )
 
 
 def permission(host: Host) -> Finding:
@@ -133,6 +159,8 @@ def permission(host: Host) -> Finding:
 
 
 def _disk(host: Host, what: str, path: str) -> Finding:
+    if remedy := host.read_only(host.path(path)):
+        return failed(f"nothing can be written for {what} ({path}), it is mounted read-only", remedy)
     try:
         free, size, inodes, all_inodes = host.disk(host.path(path))
     except OSError as error:
@@ -159,6 +187,16 @@ def disk(host: Host) -> Finding:
 def own_disk(host: Host) -> Finding:
     """Logs and volumes have room."""
     return _disk(host, "logs and volumes", str(host.own_root))
+
+
+def socket(host: Host) -> Finding:
+    """Not everybody on the host can use the daemon, which is to be its root."""
+    mode = host.mode(host.address)
+    if mode is not None and mode & 0o002:
+        return failed(
+            f"everybody can write to {host.address}, and so become root of the host", f"chmod 660 {host.address}"
+        )
+    return ok("permissions of the socket") if mode is not None else ok("no socket that everybody can write to")
 
 
 def inotify(host: Host) -> Finding:
@@ -210,6 +248,7 @@ HOST: Final[Mapping[str, Check]] = {
         firewall,
         forwarding,
         permission,
+        socket,
         disk,
         own_disk,
         inotify,

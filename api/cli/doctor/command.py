@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -31,22 +33,25 @@ Examples:
 )
 @click.argument("checks", nargs=-1, metavar="[CHECK]...")
 @click.option("--quiet", "-q", is_flag=True, help="Only what is not ok.")
+@click.option("--strict", is_flag=True, help="Exit with 1 for warnings too.")
 @global_options
 @pass_settings
 @click.pass_context
-def doctor(ctx: click.Context, settings: Settings, checks: tuple[str, ...], quiet: bool) -> None:
+def doctor(ctx: click.Context, settings: Settings, checks: tuple[str, ...], quiet: bool, strict: bool) -> None:
     """Check the kernel, cgroups, runtimes, network plugins, permissions, disks and the daemon.
 
-    Exits with 1 if a check failed, so that containers cannot run; warnings are about what not everybody needs.
+    Exits with 1 if a check failed, so that containers cannot run; warnings are about what not everybody needs,
+    and count as well with --strict.
     """
     found = examined(settings, checks)
-    bad = any(finding.verdict == "failed" for _, finding in found)
+    failures = any(finding.verdict == "failed" for _, finding in found)
+    bad = failures or (strict and any(finding.verdict == "warning" for _, finding in found))
     if settings.json:
         rows = [
             {"check": name, "verdict": finding.verdict, "what": finding.what, "remedy": finding.remedy}
             for name, finding in found
         ]
-        output.write_json({"ok": not bad, "findings": rows})
+        output.write_json({"ok": not failures, "findings": rows})
     else:
         from moored.api.cli.tables import colours
 
@@ -60,7 +65,7 @@ def doctor(ctx: click.Context, settings: Settings, checks: tuple[str, ...], quie
 def examined(settings: Settings, wanted: tuple[str, ...]) -> list[tuple[str, Finding]]:
     """Carry out the checks, those that are named or all. Raises InvalidArgument for a name that is none."""
     from moored.api.cli.doctor import checks, daemon
-    from moored.api.cli.doctor.findings import Host
+    from moored.api.cli.doctor.findings import Host, Server
     from moored.api.cli.home import home
     from moored.api.cli.network.cni import PLUGIN_FOLDERS, plugin_folders
     from moored.kernel.errors import InvalidArgument
@@ -71,11 +76,12 @@ def examined(settings: Settings, wanted: tuple[str, ...]) -> list[tuple[str, Fin
     chosen = wanted or tuple(known)
     own = home(settings.address, settings.namespace).root.parent.parent
     host = Host(address=settings.address, cni_folders=plugin_folders() or PLUGIN_FOLDERS, own_root=own)
-    found = [(name, check(host)) for name, check in checks.HOST.items() if name in chosen]
-    if any(name in daemon.CHECKS for name in chosen):
+    server = Server()
+    if any(name in daemon.CHECKS or name == "disk" for name in chosen):
         server = daemon.ask(settings)
-        found += [(name, check(server)) for name, check in daemon.CHECKS.items() if name in chosen]
-    return found
+        host = replace(host, daemon_root=Path(server.root)) if server.root else host
+    found = [(name, check(host)) for name, check in checks.HOST.items() if name in chosen]
+    return found + [(name, check(server)) for name, check in daemon.CHECKS.items() if name in chosen]
 
 
 def _lines(name: str, finding: Finding, *, colour: bool) -> str:

@@ -2,7 +2,9 @@
 
     up: namespace made -> CNI ADD -> network.json, hosts written      down: CNI DEL -> namespace removed
 
-`network.json` tells how to undo it whatever has become of the configuration since.
+    again: CNI DEL of what is lost -> namespace made -> CNI ADD -> network.json, hosts written
+
+`network.json` tells how to undo it, and how to do it again, whatever has become of the configuration since.
 """
 
 from __future__ import annotations
@@ -10,14 +12,14 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from moored.api.cli.home import Home, read_document, write_document
 from moored.api.cli.network import cni, ports
 from moored.api.cli.network.ports import Port
-from moored.kernel.errors import MooredError
+from moored.kernel.errors import MooredError, NotFound
 
 FILE: Final = "network.json"
 RESOLV_CONF: Final = "/etc/resolv.conf"
@@ -112,7 +114,7 @@ def up(home: Home, id: str, network_name: str, wanted: Sequence[Port], names: Na
     with home.locked():
         chosen = ports.chosen(wanted, _taken(home, id))
         endpoint = _endpoint(id, netns, chosen)
-        document = _document(network, endpoint, chosen)
+        document = {**_document(network, endpoint, chosen), "names": asdict(names)}
         # Written first: whoever is killed in between leaves what tells how to undo it.
         write_document(folder / FILE, document)
     try:
@@ -125,6 +127,36 @@ def up(home: Home, id: str, network_name: str, wanted: Sequence[Port], names: Na
     write_document(folder / FILE, {**document, "result": result})
     write_hosts(folder, names, cni.addresses(result))
     return chosen
+
+
+def again(folder: Path) -> None:
+    """Join the container with this folder again to the network that it was on, if its namespace is gone.
+
+    As after a reboot: addresses may change, published ports do not. Raises NotFound for a container without a network,
+    the errors of CNI; what tells how to do it stays.
+    """
+    from moored.api.cli.network import namespace
+
+    known = read_document(folder / FILE)
+    try:
+        network, endpoint = cni.decoded(known["network"], "kept"), cni.Endpoint(**known["endpoint"])
+        names = Names(**known["names"])
+    except (KeyError, TypeError) as error:
+        raise NotFound(f"'{folder / FILE}' does not tell how to join a network") from error
+    netns = Path(endpoint.netns)
+    if namespace.is_there(netns):
+        return
+    # What CNI plugins keep on disk, as the address that was given away, outlives a reboot.
+    cni.remove(network, endpoint, known.get("result"))
+    namespace.remove(netns)
+    try:
+        namespace.make(netns)
+        result = cni.add(network, endpoint)
+    except BaseException:
+        namespace.remove(netns)
+        raise
+    write_document(folder / FILE, {**known, "result": result})
+    write_hosts(folder, names, cni.addresses(result))
 
 
 def down(home: Home, id: str) -> list[str]:  # noqa: A002

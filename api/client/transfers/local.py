@@ -2,37 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing, suppress
+from typing import Final
 
 from moored.api.client.connection import Calls
 from moored.api.client.content import Content
 from moored.api.client.images import Images
-from moored.api.client.labels import child_labels
 from moored.api.client.leases import under_lease
-from moored.api.client.transfers.pulling import Puller
-from moored.api.client.transfers.pushing import Pusher
-from moored.api.client.transfers.registries import opened
-from moored.api.client.transfers.tracking import Tracker
 from moored.api.client.unpacking import unpack
 from moored.api.client.wire import entry_of
+from moored.api.transfer.choice import Choice
+from moored.api.transfer.connecting import connected
+from moored.api.transfer.fetch import Fetcher
+from moored.api.transfer.labels import reference_labels
+from moored.api.transfer.names import store_names
+from moored.api.transfer.pushing import Pushing
+from moored.api.transfer.tracker import Tracker
+from moored.api.transfer.tree import Tree
 from moored.kernel.errors import InvalidArgument, NotFound, Unimplemented, Unknown
 from moored.kernel.imagespec import media
 from moored.kernel.imagespec.archives.reading import read_archive
-from moored.kernel.imagespec.archives.writing import Choice, write_archive
+from moored.kernel.imagespec.archives.writing import Choice as Export
+from moored.kernel.imagespec.archives.writing import write_archive
 from moored.kernel.imagespec.documents import MAX_DOCUMENT, Entry
 from moored.kernel.imagespec.ingests import add_labels
 from moored.kernel.imagespec.platforms import EVERYTHING, Matcher, Platform, any_of, default
 from moored.kernel.imagespec.walk import Node, walk
-from moored.kernel.ports.images import Image
 from moored.kernel.ports.transfer import (
     ArchiveSink,
     ArchiveSource,
-    ExtraName,
+    Progress,
     Report,
     Repository,
     StoredImages,
 )
+from moored.kernel.turns import Turns
+
+AT_ONCE: Final = 3
+"""Objects that are moved side by side."""
 
 
 class LocalTransfer:
@@ -59,49 +68,61 @@ class LocalTransfer:
 
 
 async def _pull(calls: Calls, source: Repository, wanted: StoredImages, report: Report | None) -> None:
-    tracker = Tracker(report, source.reference, "downloading")
-    tracker.say(f"Resolving from {source}")
-    async with opened(source) as registry:
+    tell, tracker = _teller(report), Tracker(report, source.reference, "downloading")
+    tell(Progress(event=f"Resolving from {source}"))
+    async with connected(source) as registry:
         target = await registry.resolve()
-        tracker.say(f"Pulling from {source}")
-        matcher = _matcher(wanted.platforms)
-        await Puller(Content(calls), registry, tracker, matcher, wanted.manifest_limit).fetch(target)
-    await _named(calls, wanted, target, [wanted.name], tracker)
+        tell(Progress(event=f"Pulling from {source}"))
+        fetcher = Fetcher(Content(calls), registry, tracker, slots=_places(), locks=Turns())
+        await Tree(str(registry.reference), fetcher, Choice(wanted, _matcher(wanted.platforms)), tracker).visit(target)
+    await _named(calls, wanted, target, tell)
     await _unpacked(calls, wanted, wanted.name, report)
-    tracker.say(f"Completed pull from {source}")
+    tell(Progress(event=f"Completed pull from {source}"))
 
 
 async def _push(calls: Calls, source: StoredImages, destination: Repository, report: Report | None) -> None:
     image = await Images(calls).get(source.name)
-    tracker = Tracker(report, image.name, "uploading")
-    tracker.say(f"Pushing to {destination}")
-    async with opened(destination) as registry:
-        await Pusher(Content(calls), registry, tracker).push(entry_of(image.target), _matcher(source.platforms))
-    tracker.say(f"Completed push to {destination}")
+    tell, tracker = _teller(report), Tracker(report, image.name, "uploading")
+    tell(Progress(event=f"Pushing to {destination}"))
+    async with connected(destination) as registry:
+        pushing = Pushing(Content(calls), registry, tracker, _places())
+        await pushing.push(entry_of(image.target), _matcher(source.platforms))
+    tell(Progress(event=f"Completed push to {destination}"))
+
+
+def _places() -> Callable[[], AbstractAsyncContextManager[object]]:
+    """Give places for the objects that are moved side by side."""
+    places = asyncio.Semaphore(AT_ONCE)
+    return lambda: places
+
+
+def _teller(report: Report | None) -> Report:
+    return report or (lambda _news: None)
 
 
 # --- archives ---------------------------------------------------------------------------------------------------------
 
 
 async def _import(calls: Calls, source: ArchiveSource, wanted: StoredImages, report: Report | None) -> None:
-    content, tracker = Content(calls), Tracker(report, wanted.name, "importing")
-    tracker.say("Importing")
+    content, tell = Content(calls), _teller(report)
+    tell(Progress(event="Importing"))
     async with aclosing(source.chunks()) as chunks:
         index = await read_archive(content, chunks, media_type=source.media_type, force_compress=source.force_compress)
     names: list[str] = []
     async with aclosing(_documents(content, index, _matcher(wanted.platforms))) as nodes:
         async for node in nodes:
-            await add_labels(content, node.entry.digest, child_labels(node.children))
+            await add_labels(content, node.entry.digest, reference_labels(node.children))
             if node.entry.digest == index.digest:
                 for child in node.children:
-                    names += await _named(calls, wanted, child, _names_in(child, wanted.extra), tracker)
+                    with suppress(NotFound):  # not every image of an archive has a name
+                        names += await _named(calls, wanted, child, tell, from_annotations=True)
     if wanted.name:
-        names += await _named(calls, wanted, index, [wanted.name], tracker)
+        names += await _named(calls, wanted, index, tell)
     if not names:
         raise NotFound("no image name found in the archive, wanted a name or a prefix for its images")
     for name in names:
         await _unpacked(calls, wanted, name, report)
-    tracker.say("Completed import")
+    tell(Progress(event="Completed import"))
 
 
 async def _documents(content: Content, index: Entry, wanted: Matcher) -> AsyncGenerator[Node]:
@@ -124,53 +145,34 @@ async def _documents(content: Content, index: Entry, wanted: Matcher) -> AsyncGe
         raise Unknown("archive has no image for the wanted platforms")
 
 
-def _names_in(entry: Entry, extra: Sequence[ExtraName]) -> list[str]:
-    """Give the names of an archive's image: those of its annotations that stand under a prefix, or any without one."""
-    annotations = entry.annotations or {}
-    whole, tag = annotations.get(media.IMAGE_NAME, ""), annotations.get(media.REF_NAME, "")
-    found = []
-    for one in extra:
-        if not one.is_prefix:
-            continue
-        name = whole or tag
-        if name and not set(name) & set("/:@"):
-            name = f"{one.name}:{name}" if one.name else ""
-        inside = name.startswith(one.name) and name[len(one.name) :][:1] in {"", "/", ":", "@"}
-        if name and (one.allow_overwrite or (one.name and inside)):
-            found.append(name)
-        if one.add_digest and not (found and one.skip_named_digest):
-            found.append(f"{one.name}@{entry.digest}")
-    return found
-
-
 async def _export(calls: Calls, source: StoredImages, sink: ArchiveSink, report: Report | None) -> None:
-    tracker = Tracker(report, source.name, "exporting")
-    tracker.say("Exporting")
+    tell = _teller(report)
+    tell(Progress(event="Exporting"))
     images = Images(calls)
     names = [name for name in (source.name, *(extra.name for extra in source.extra)) if name]
     if not names:
         raise InvalidArgument("no image is named, wanted one to export")
-    choice = Choice(
+    choice = Export(
         wanted=any_of(sink.platforms or [default()]),
         all_platforms=sink.all_platforms,
         docker_manifest=not sink.skip_docker_manifest,
         nondistributable=not sink.skip_nondistributable,
     )
     await write_archive(Content(calls), [await images.get(name) for name in names], choice, sink.write)
-    tracker.say("Completed export")
+    tell(Progress(event="Completed export"))
 
 
 # --- names, snapshots -------------------------------------------------------------------------------------------------
 
 
 async def _named(
-    calls: Calls, wanted: StoredImages, target: Entry, names: Sequence[str], tracker: Tracker
-) -> Sequence[str]:
-    """Give an image its names, over those who have them."""
-    for name in names:
-        await Images(calls).put(Image(name=name, target=target.descriptor(), labels=wanted.labels))
-        tracker.saved(name, target)
-    return names
+    calls: Calls, wanted: StoredImages, target: Entry, tell: Report, *, from_annotations: bool = False
+) -> list[str]:
+    """Give an image its names, over those who have them. Raises NotFound if it is to have none."""
+    images = await store_names(Images(calls), wanted, target, from_annotations=from_annotations)
+    for image in images:
+        tell(Progress(event="saved", name=image.name, descriptor=target.descriptor()))
+    return [image.name for image in images]
 
 
 async def _unpacked(calls: Calls, wanted: StoredImages, name: str, report: Report | None) -> None:

@@ -3,19 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 R = TypeVar("R")
-
-
-async def together(works: Iterable[Coroutine[Any, Any, R]]) -> list[R]:
-    """Run all and give their results in order; when one fails the others are cancelled and awaited."""
-    tasks = [asyncio.ensure_future(work) for work in works]
-    try:
-        return list(await asyncio.gather(*tasks))
-    finally:
-        await _ended(tasks)
 
 
 async def beside(

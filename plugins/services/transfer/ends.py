@@ -57,14 +57,20 @@ class Ends:
         ask = None
         if resolver.auth_stream:
             ask = _Secrets(self._stream(resolver.auth_stream), decoded.reference)
+        logs = None
         if resolver.logs_stream:
-            self._stream(resolver.logs_stream)
+            sender = Sender(self._stream(resolver.logs_stream))
+            self._stack.push_async_callback(sender.close)
+            logs = sender.write
         return Repository(
             reference=decoded.reference,
             headers=dict(resolver.headers),
             secret=ask,
             hosts_folder=resolver.host_dir,
             default_scheme=resolver.default_scheme,
+            dump=resolver.http_debug in {registry_pb2.DEBUG, registry_pb2.BOTH},
+            trace=resolver.http_debug in {registry_pb2.TRACE, registry_pb2.BOTH},
+            logs=logs,
         )
 
     def _stored(self, message: AnyMessage) -> StoredImages:

@@ -527,3 +527,12 @@ async def test_a_host_that_may_not_be_pushed_to_is_not(plain: DockerRegistry) ->
     async with client(f"{plain.address}/may:one", plain.host(capabilities=frozenset({"pull"}))) as registry:
         with pytest.raises(NotFound, match="no push hosts"):
             await registry.push_blob(Image.of(1).layer_entry, once(b"x"))
+
+
+@pytest.mark.parametrize("size", [1, 99_999, 100_000, 100_001, 350_000])
+@on_loop
+async def test_a_blob_goes_up_in_chunks(plain: DockerRegistry, size: int) -> None:
+    image = Image.of(size)
+    async with client(f"{plain.address}/chunks:one", plain.host(), upload_chunk=50_000) as registry:
+        assert await registry.push_blob(image.layer_entry, once(image.layer))
+        assert await fetched(registry, image.layer_entry) == image.layer

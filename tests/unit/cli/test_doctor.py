@@ -42,6 +42,8 @@ def fit(tmp_path):
             "root": tmp_path,
             "release": "6.1.0-test",
             "which": lambda name: f"/bin/{name}",
+            "runs": lambda _: True,
+            "read_only": lambda _: "",
             "disk": lambda _: (50 * GIB, 100 * GIB, 10**6, 10**7),
             "cni_folders": ["/cni"],
         }
@@ -67,18 +69,23 @@ def test_a_host_that_is_well_passes(fit, name):
             "cgroups",
             {
                 "/sys/fs/cgroup/cgroup.controllers": None,
-                "/sys/fs/cgroup/cpu/x": "",
-                "/sys/fs/cgroup/pids/x": "",
+                "/sys/fs/cgroup/cpu/tasks": "",
+                "/sys/fs/cgroup/pids/tasks": "",
                 "/proc/cgroups": "#n\ncpu 1 1 1\npids 1 1 1\nmemory 0 1 0\n",
             },
             {},
             "warning",
             "cgroup_enable=memory",
         ),
-        ("overlay", {"/proc/filesystems": "ext4\n"}, {}, "warning", "modprobe overlay"),
+        ("overlay", {"/proc/filesystems": "ext4\n"}, {}, "failed", "modprobe overlay"),
         ("runtimes", {}, {"which": lambda _: None}, "failed", "install runc"),
-        ("cni", {"/cni/portmap": None}, {}, "warning", "containernetworking-plugins"),
-        ("firewall", {}, {"which": lambda _: None}, "warning", "iptables"),
+        ("cni", {"/cni/portmap": None}, {}, "failed", "containernetworking-plugins"),
+        ("runtimes", {}, {"runs": lambda path: path != "/bin/runc"}, "warning", "/bin/runc --version"),
+        ("runtimes", {}, {"runs": lambda _: False}, "failed", "/bin/runc --version"),
+        ("cgroups", {}, {"read_only": lambda path: "mount it" * (path.name == "cgroup")}, "failed", "mount it"),
+        ("firewall", {}, {"which": lambda _: None}, "failed", "iptables"),
+        ("firewall", {}, {"which": lambda name: name if name == "nft" else None}, "warning", "iptables"),
+        ("disk", {}, {"read_only": lambda _: "mount it"}, "failed", "mount it"),
         ("forwarding", {"/proc/sys/net/ipv4/ip_forward": "0"}, {}, "warning", "sysctl"),
         ("permission", {}, {"uid": 1000}, "warning", "sudo"),
         ("disk", {}, {"disk": lambda _: (1 << 20, GIB, 10**6, 10**7)}, "failed", "moorctl prune"),
@@ -106,11 +113,14 @@ def test_every_finding_but_ok_has_a_remedy(fit):
 
 def test_a_daemon_is_judged_by_its_answer():
     well = Server("1.0", (), ("overlayfs",))
-    ill = Server("1.0", (("io.x.v1.y", "no disk"),), ())
-    away = Server(error="there is no socket /x, start it")
+    mistakes = ("c.toml:3: x: unknown key", "c.toml:4: y: unknown key")
+    ill = Server("1.0", (("io.x.v1.y", "no disk"),), (), problems=mistakes, config="c.toml")
+    away = Server(error="there is no socket /x", advice="start it")
 
-    assert [check(well).verdict for check in daemon.CHECKS.values()] == ["ok", "ok", "ok"]
-    assert [check(ill).verdict for check in daemon.CHECKS.values()] == ["ok", "warning", "failed"]
+    assert [check(well).verdict for check in daemon.CHECKS.values()] == ["ok", "ok", "ok", "ok"]
+    assert [check(ill).verdict for check in daemon.CHECKS.values()] == ["ok", "failed", "warning", "failed"]
+    assert "c.toml:3: x: unknown key and 1 more" in daemon.config(ill).what
+    assert "moored -c c.toml config check" in daemon.config(ill).remedy
     assert "moorctl plugins why io.x.v1.y" in daemon.plugins(ill).remedy
     assert daemon.reachable(away).verdict == "failed"
     assert "start it" in daemon.reachable(away).remedy

@@ -131,6 +131,7 @@ def test_networks_can_be_excepted() -> None:
         ("https://a.test/", {"https_proxy": "p:3128", "HTTPS_PROXY": "http://q"}, "http://p:3128"),
         ("https://a.test/", {"HTTP_PROXY": "http://p"}, None),
         ("http://a.test/", {"HTTP_PROXY": "http://u:s@p"}, "http://u:s@p"),
+        ("https://a.test/", {"HTTPS_PROXY": "socks5://u:s@p:9"}, "socks5://u:s@p:9"),
         ("http://localhost:5000/", {"HTTP_PROXY": "http://p"}, None),
         ("http://127.0.0.1:5000/", {"HTTP_PROXY": "http://p"}, None),
         ("http://[::1]:5000/", {"HTTP_PROXY": "http://p"}, None),
@@ -153,7 +154,7 @@ def test_proxies_are_those_of_the_environment(url: str, environment: dict[str, s
     assert proxy_for(URL(url), environment) == (None if expected is None else URL(expected))
 
 
-@pytest.mark.parametrize("proxy", ["socks5://p", "http://", "http://[::1"])
+@pytest.mark.parametrize("proxy", ["ftp://p", "socks4://p", "http://", "http://[::1"])
 def test_a_proxy_that_cannot_be_used_is_an_error_without_its_secrets(proxy: str) -> None:
-    with pytest.raises(InvalidArgument, match="proxy of HTTPS_PROXY must be a URL of scheme http or https"):
+    with pytest.raises(InvalidArgument, match="proxy of HTTPS_PROXY must be a URL of scheme http, https or socks5"):
         proxy_for(URL("https://a.test"), {"HTTPS_PROXY": proxy})

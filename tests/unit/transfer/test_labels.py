@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from moored.api.transfer.labels import mount_candidate, reference_labels, with_source
 from moored.kernel.imagespec import media, references
 from moored.kernel.imagespec.documents import Entry
-from moored.plugins.transfer.labels import mount_candidate, reference_labels, with_source
 
 HOST = "containerd.io/distribution.source.h"
 

@@ -518,8 +518,61 @@ async def test_failing_layer_ends_the_others_and_removes_their_snapshots(tmp_pat
         assert await here.left() == []
 
 
+@root
+@pytest.mark.root
+@on_loop
+async def test_layers_are_fetched_while_the_config_is_on_its_way(tmp_path: Path) -> None:
+    made = image(platform=default().architecture)
+    config = next(digest for digest in made.blobs if digest not in {made.target["digest"], made.layers[0]["digest"]})
+    layer_came = asyncio.Event()
+
+    async def slow_config(request: web.Request) -> web.StreamResponse | None:
+        if request.path.endswith(config):
+            await asyncio.wait_for(layer_came.wait(), 10)
+        elif request.path.endswith(made.layers[0]["digest"]):
+            layer_came.set()
+        return None
+
+    async with registry() as source, world(tmp_path, **NATIVE) as here:
+        source.fault = slow_config
+        await here.pull(source.put(made), unpacks=HERE)
+
+        assert await here.names() == {"pulled": made.target["digest"]}
+
+
+@root
+@pytest.mark.root
+@on_loop
+async def test_a_layer_that_fails_ends_the_pull_while_the_config_is_on_its_way(tmp_path: Path) -> None:
+    made = image(platform=default().architecture)
+    config = next(digest for digest in made.blobs if digest not in {made.target["digest"], made.layers[0]["digest"]})
+
+    async def no_layer(request: web.Request) -> web.StreamResponse | None:
+        if request.path.endswith(config):
+            await asyncio.sleep(30)
+        return web.Response(status=404) if request.path.endswith(made.layers[0]["digest"]) else None
+
+    async with registry() as source, world(tmp_path, **NATIVE) as here:
+        source.fault = no_layer
+        with pytest.raises(NotFound):
+            await asyncio.wait_for(here.pull(source.put(made), unpacks=HERE), 10)
+
+
+@root
+@pytest.mark.root
+@on_loop
+async def test_a_layer_that_an_image_has_twice_is_fetched_once(tmp_path: Path) -> None:
+    layer = tar_of({"same": b"1"})
+    made = image(layer, layer, platform=default().architecture)
+    async with registry() as source, world(tmp_path, **NATIVE) as here:
+        await here.pull(source.put(made), unpacks=HERE)
+
+        asked = [line for line in source.asked if line.endswith(made.layers[0]["digest"])]
+    assert len(asked) == 1
+
+
 def test_registry_of_the_tests_gives_what_it_was_given() -> None:
     fake = FakeRegistry(address="h:1")
-    made = image()
+    made = image(platform=default().architecture)
     assert fake.put(made) == "h:1/a/b:1"
     assert fake.blobs == made.blobs

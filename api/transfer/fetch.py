@@ -9,16 +9,15 @@ from contextlib import AbstractAsyncContextManager, aclosing, suppress
 from typing import Final
 
 from moored.api.registry.client import Registry
+from moored.api.transfer.labels import with_source
+from moored.api.transfer.tracker import Tracker
 from moored.kernel.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from moored.kernel.imagespec.archives.compression import gathered
 from moored.kernel.imagespec.documents import MAX_DOCUMENT, Entry
 from moored.kernel.imagespec.ingests import add_labels, open_writer, ref_key
 from moored.kernel.imagespec.walk import read_document
-from moored.kernel.namespaces import current_namespace
 from moored.kernel.ports.content import LabelledContentStore, LabelledWriter, read_blob
 from moored.kernel.turns import Turns
-from moored.plugins.transfer.labels import with_source
-from moored.plugins.transfer.tracker import Tracker
 
 Slots = AbstractAsyncContextManager[object]
 """Entered for the time of one download."""
@@ -30,7 +29,7 @@ class Fetcher:
     """Fetches from one repository.
 
     slots     bounds the blobs that are fetched at once, by all transfers together
-    locks     so that two transfers do not fetch one blob
+    locks     so that two transfers into one place, which `scope` names, do not fetch one blob
     chunk     bytes of the parts of a layer that are fetched side by side, each in memory; 0: in one piece
     parts     how many parts at once
     """
@@ -43,6 +42,7 @@ class Fetcher:
         *,
         slots: Callable[[], Slots],
         locks: Turns[tuple[str, ...]],
+        scope: str = "",
         chunk: int = 0,
         parts: int = 1,
     ) -> None:
@@ -51,6 +51,7 @@ class Fetcher:
         self._tracker = tracker
         self._slots = slots
         self._locks = locks
+        self._scope = scope
         self._chunk = chunk
         self._parts = parts
 
@@ -58,7 +59,7 @@ class Fetcher:
         """Fetch a document and give it; `labels` says what labels it is to have, and raises if it is malformed."""
         self._tracker.add(entry)
         _refuse_empty(entry)
-        async with self._locks.take((current_namespace(), entry.digest)):
+        async with self._locks.take((self._scope, entry.digest)):
             try:
                 return await self._new_document(entry, labels)
             except AlreadyExists:
@@ -95,7 +96,7 @@ class Fetcher:
         """Fetch a blob."""
         self._tracker.add(entry)
         _refuse_empty(entry)
-        async with self._slots(), self._locks.take((current_namespace(), entry.digest)):
+        async with self._slots(), self._locks.take((self._scope, entry.digest)):
             try:
                 await self._new_blob(entry)
             except AlreadyExists:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from moored.kernel.errors import NotFound
 from moored.kernel.imagespec import media
 from moored.kernel.imagespec.documents import Entry
-from moored.kernel.imagespec.platforms import EVERYTHING, exactly
+from moored.kernel.imagespec.platforms import EVERYTHING, Matcher, exactly
 from moored.kernel.imagespec.walk import chosen
 from moored.kernel.ports.transfer import StoredImages
 
@@ -15,8 +15,10 @@ from moored.kernel.ports.transfer import StoredImages
 class Choice:
     """The platforms, metadata and limit of an ImageStore destination."""
 
-    def __init__(self, wanted: StoredImages) -> None:
-        self._wanted = exactly(wanted.platforms) if wanted.platforms else EVERYTHING
+    def __init__(self, wanted: StoredImages, matcher: Matcher | None = None) -> None:
+        """Choose by the platforms as they are named, or by a matcher."""
+        usual = exactly(wanted.platforms) if wanted.platforms else EVERYTHING
+        self._wanted = usual if matcher is None else matcher
         self._all_metadata = wanted.all_metadata
         self._limit = wanted.manifest_limit
 

@@ -4,19 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from typing import Protocol
 
 from moored.kernel.errors import AlreadyExists, NotFound
 from moored.kernel.imagespec import media
 from moored.kernel.imagespec.documents import Entry
-from moored.kernel.ports.images import Image, ImageStore
+from moored.kernel.ports.images import Image
 from moored.kernel.ports.transfer import ExtraName, StoredImages
 
 _PARENT_LABEL = "containerd.io/gc.bref.image"
 _EXPIRE_LABEL = "containerd.io/gc.expire"
 
 
+class Names(Protocol):
+    """Where images are stored under names: `kernel.ports.images.ImageStore`, or the client library's images."""
+
+    async def create(self, image: Image) -> Image:
+        """See ImageStore."""
+
+    async def update(self, image: Image) -> Image:
+        """See ImageStore."""
+
+
 async def store_names(
-    images: ImageStore, wanted: StoredImages, target: Entry, *, from_annotations: bool = False
+    images: Names, wanted: StoredImages, target: Entry, *, from_annotations: bool = False
 ) -> list[Image]:
     """Give an image its names, over those who have them; the images as stored.
 
@@ -81,7 +92,7 @@ def _under(extra: ExtraName, text: str) -> str:
     return text if inside or extra.allow_overwrite else ""
 
 
-async def _put(images: ImageStore, image: Image) -> Image:
+async def _put(images: Names, image: Image) -> Image:
     while True:
         try:
             return await images.create(image)
