@@ -6,8 +6,6 @@ import ctypes
 import errno
 import os
 import re
-import tempfile
-import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -371,6 +369,8 @@ def _from_folder(folder: str, call: Callable[[], None], apart: int = 0) -> None:
     Raises what the call raises.
     """
     faults: list[Exception] = []
+    import threading  # shims, which load this module, never need it
+
     thread = threading.Thread(target=_call_in, args=(folder, call, apart, faults), name="mount")
     thread.start()
     thread.join()
@@ -457,6 +457,8 @@ def _mount_points_below(target: Path) -> list[Path]:
 @contextmanager
 def mounted(mounts: Sequence[Mount], folder: Path | None = None) -> Generator[Path]:
     """Mount for the block, on a new folder in `folder`. Raises as `mount_all`."""
+    import tempfile  # as above
+
     target = Path(tempfile.mkdtemp(prefix="mount-", dir=folder))
     try:
         mount_all(mounts, target)

@@ -70,5 +70,7 @@ class Shims(Protocol):
         """
 
 
+OPT: Final[PluginType[Path | None]] = PluginType("io.containerd.internal.v1")
+"""The id is `opt`: the folder of optional programs, found before those on PATH once it has started; None for none."""
 SHIMS: Final[PluginType[Shims]] = PluginType("io.containerd.shim.v1")
 """The id is `manager`."""

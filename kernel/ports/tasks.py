@@ -172,7 +172,10 @@ class Task(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuntimeInfo:
-    """What a runtime tells of itself; options and features as `containerd.types.RuntimeInfo` has them."""
+    """What a runtime tells of itself; options and features as `containerd.types.RuntimeInfo` has them.
+
+    Annotation `containerd.io/runtime-allow-mounts`: types of mounts that it carries out itself, with commas between.
+    """
 
     name: str
     version: str = ""
@@ -203,7 +206,11 @@ class Runtime(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CreateTask:
-    """A client's request for a task; checkpoint is the content (a CRIU tar) to restore from."""
+    """A client's request for a task; checkpoint is the content (a CRIU tar) to restore from.
+
+    Or, as kubelet has it, its annotation `RestoreFromPath` names the folder of a CRIU image: then the task gets the
+    changed files of a `rootfs-diff.tar` beside that folder, and runs at once.
+    """
 
     container_id: str
     rootfs: Sequence[Mount] = ()

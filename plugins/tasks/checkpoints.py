@@ -3,6 +3,8 @@
     dump/RANDOM            a CRIU image while it is made and stored
     restore/NAMESPACE/ID   one to restore a task from, until that has started
 
+What is restored from a folder may have beside it, in `rootfs-diff.tar`, what the container had changed of its files.
+
 Source: semantics 4.
 """
 
@@ -13,16 +15,19 @@ import hashlib
 import secrets
 import shutil
 import tempfile
-from collections.abc import AsyncGenerator, Collection
+from collections.abc import AsyncGenerator, Collection, Sequence
 from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
 
 from moored.kernel.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Unknown
+from moored.kernel.namespaces import bind
 from moored.kernel.ports.containers import TypedBytes
 from moored.kernel.ports.content import ContentStore
 from moored.kernel.ports.diff import LAYER, Differ
 from moored.kernel.ports.images import Descriptor
+from moored.kernel.ports.leases import LeaseManager
 from moored.kernel.ports.mounts import Mount
 from moored.kernel.records import encode_any
 from moored.kernel.workers import to_the_end
@@ -31,6 +36,15 @@ IMAGE: Final = "application/vnd.containerd.container.criu.checkpoint.criu.tar"
 """Media type of a CRIU image."""
 CONFIG: Final = "application/vnd.containerd.container.checkpoint.config.v1+proto"
 """Media type of the container's spec, a protobuf Any, beside it."""
+
+CHANGED_FILES: Final = "rootfs-diff.tar"
+"""A layer, compressed or not, beside the folder of a CRIU image."""
+EXPIRY: Final = "containerd.io/gc.expire"
+_UNPACKING: Final = timedelta(hours=1)
+"""For which changed files are held, should the daemon be killed meanwhile."""
+_ANY_LAYER: Final = "application/vnd.docker.image.rootfs.diff.tar"
+"""Whose compression its first bytes tell."""
+_CHUNK: Final = 1 << 20
 
 Name = tuple[str, str]
 """Namespace and container."""
@@ -43,11 +57,12 @@ class Checkpoints:
     Concurrency: any calls may overlap, `restore` and `forget` of one container apart.
     """
 
-    def __init__(self, folder: Path, content: ContentStore, differ: Differ | None) -> None:
+    def __init__(self, folder: Path, content: ContentStore, differ: Differ | None, leases: LeaseManager) -> None:
         self._dumps = folder / "dump"
         self._restores = folder / "restore"
         self._content = content
         self._differ = differ
+        self._leases = leases
 
     async def open(self, living: Collection[Name]) -> None:
         """Remove what an earlier daemon left, but for what the tasks that still live may be restored from."""
@@ -96,6 +111,42 @@ class Checkpoints:
                 raise Unknown(f"content digest {descriptor.digest}: not found") from error
             raise
         return folder
+
+    async def bring_files(self, image: str, mounts: Sequence[Mount]) -> None:
+        """Unpack the changed files that lie beside a CRIU image into a root file system; without any do nothing.
+
+        Raises InvalidArgument if there is no root file system, OSError if they cannot be read.
+        """
+        archive = Path(image).parent / CHANGED_FILES
+        if not await asyncio.to_thread(archive.is_file):
+            return
+        if not mounts:
+            raise InvalidArgument(f"{str(archive)!r} cannot be unpacked, the task has no root file system of its own")
+        lease = await self._leases.create("", {EXPIRY: (datetime.now(UTC) + _UNPACKING).isoformat(timespec="seconds")})
+        try:
+            with bind(lease=lease.id):
+                digest, size = await self._store_file(archive)
+                layer = Descriptor(media_type=_ANY_LAYER, digest=digest, size=size)
+                await self._working_differ().apply(layer, mounts, sync_fs=False)
+        finally:
+            await self._leases.delete(lease.id)
+
+    async def _store_file(self, path: Path) -> tuple[str, int]:
+        """Store a file's content; its digest and size."""
+        reference = f"checkpoint-files-{secrets.token_hex(8)}"
+        with await asyncio.to_thread(path.open, "rb") as file:
+            try:
+                async with await self._content.writer(reference) as writer:
+                    size = 0
+                    while data := await asyncio.to_thread(file.read, _CHUNK):
+                        size = await writer.write(data)
+                    digest = writer.digest
+                    with suppress(AlreadyExists):
+                        await writer.commit(size)
+            finally:
+                with suppress(NotFound):
+                    await self._content.abort(reference)
+        return digest, size
 
     async def forget(self, name: Name) -> None:
         """Remove what a container was restored from, if it was."""

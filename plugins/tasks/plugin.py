@@ -10,6 +10,7 @@ from moored.kernel.config import setting
 from moored.kernel.plugin import InitContext, Registration
 from moored.kernel.ports.diff import DIFFER, Differ
 from moored.kernel.ports.introspection import WARNING
+from moored.kernel.ports.mounts import MOUNT_MANAGER
 from moored.kernel.ports.objects import METADATA
 from moored.kernel.ports.tasks import RUNTIME, TASK_MONITOR, TASKS, Tasks
 
@@ -29,16 +30,18 @@ class Config:
 async def open_(ctx: InitContext[Config]) -> AsyncGenerator[Tasks]:
     """Take up the tasks that there are, and serve until the end; tasks outlive it."""
     from moored.plugins.tasks.checkpoints import Checkpoints
+    from moored.plugins.tasks.rootfs import RootFilesystems
     from moored.plugins.tasks.tasks import LocalTasks
 
     for name in ("blockio_config_file", "rdt_config_file"):
         if getattr(ctx.config, name):
             ctx.log.warning("setting has no effect", setting=name)
-    objects = ctx.one(METADATA)
+    objects, runtime = ctx.one(METADATA), ctx.one(RUNTIME)
     tasks = LocalTasks(
-        runtime=ctx.one(RUNTIME),
+        runtime=runtime,
         containers=objects.containers,
-        checkpoints=Checkpoints(ctx.state, objects.content, _differ(ctx)),
+        checkpoints=Checkpoints(ctx.state, objects.content, _differ(ctx), objects.leases),
+        rootfs=RootFilesystems(next(iter(ctx.all(MOUNT_MANAGER).values()), None), runtime, ctx.log),
         monitors=list(ctx.all(TASK_MONITOR).values()),
         warnings=ctx.named(WARNING, "deprecations"),
         log=ctx.log,
@@ -58,7 +61,7 @@ plugin = Registration(
     config=Config,
     open=open_,
     requires=(METADATA, RUNTIME, WARNING),
-    after=(DIFFER, TASK_MONITOR),
+    after=(DIFFER, MOUNT_MANAGER, TASK_MONITOR),
     essential=True,
     summary="runs the tasks of containers, and stores and restores their checkpoints",
 )

@@ -31,11 +31,14 @@ from moored.kernel.ports.tasks import (
     TaskMonitor,
 )
 from moored.kernel.turns import Turns
+from moored.kernel.workers import to_the_end
 from moored.plugins.tasks.checkpoints import Checkpoints, Name
 from moored.plugins.tasks.options import CheckpointOptions, RuncOptions, read_options
+from moored.plugins.tasks.rootfs import RootFilesystems
 
 RESTORE_FROM: Final = "RestoreFromPath"
-"""Annotation of a checkpoint's descriptor: the folder that holds it instead of the content store."""
+"""Annotation of a checkpoint's descriptor: the folder of a CRIU image, in place of the content store. The task is made
+with the files that lie beside that folder, and running."""
 _DEPRECATED: Final = "io.containerd.deprecation/runc-options-task-api-"
 _INSTEAD: Final = (
     "`task_api_{0}` of runc options is deprecated, `task_api_{0}` of the request to create a task replaces it"
@@ -68,6 +71,7 @@ class LocalTasks:
         runtime: Runtime,
         containers: ContainerStore,
         checkpoints: Checkpoints,
+        rootfs: RootFilesystems,
         monitors: Sequence[TaskMonitor],
         warnings: Warnings,
         log: FilteringBoundLogger,
@@ -75,6 +79,7 @@ class LocalTasks:
         self._runtime = runtime
         self._containers = containers
         self._checkpoints = checkpoints
+        self._rootfs = rootfs
         self._watchers = Watchers(monitors)
         self._warnings = warnings
         self._log = log
@@ -107,24 +112,40 @@ class LocalTasks:
             sandbox=container.sandbox,
             endpoint=self._endpoint(request.endpoint, options),
         )
+        complete = bool(_folder(request.checkpoint))
         unpack = None if new.checkpoint else request.checkpoint
         if unpack is not None:
             self._checkpoints.check(unpack)
         # In turn, so that no second call unpacks into, or removes, what the first one restores from.
         async with self._turns.take(name):
             self._check_new(container.id)
-            if unpack is not None:
-                new = replace(new, checkpoint=str(await self._checkpoints.restore(unpack, name)))
             try:
-                task = await self._runtime.create(container.id, new)
-            except NotFound as error:
-                await self._checkpoints.forget(name)
-                raise Unknown(f"failed to start shim: failed to resolve runtime path: {error.text}") from error
+                rootfs = await self._rootfs.activate(container.id, request.rootfs, new.runtime, new.options)
+                new = replace(new, rootfs=rootfs)
+                if unpack is not None:
+                    new = replace(new, checkpoint=str(await self._checkpoints.restore(unpack, name)))
+                elif complete:
+                    await self._checkpoints.bring_files(new.checkpoint, rootfs)
+                task = await self._made(container.id, new, running=complete)
             except BaseException:
                 await self._take_up(name, container.runtime)
                 raise
         await self._watchers.watch(task, container.runtime)
         return task.pid
+
+    async def _made(self, container_id: str, new: NewTask, *, running: bool) -> Task:
+        """Have the runtime make a task, and start it at once if it is to be running."""
+        try:
+            task = await self._runtime.create(container_id, new)
+        except NotFound as error:
+            raise Unknown(f"failed to start shim: failed to resolve runtime path: {error.text}") from error
+        if running:
+            try:
+                await task.start()
+            except BaseException:
+                await to_the_end(task.delete())
+                raise
+        return task
 
     async def start(self, container_id: str, exec_id: str = "") -> int:
         """See Tasks."""
@@ -230,13 +251,18 @@ class LocalTasks:
         try:
             task = self._runtime.get(name[1])
         except NotFound:
-            await self._checkpoints.forget(name)
+            await self._tidy(name)
         else:
             await self._watchers.watch(task, runtime)
 
+    async def _tidy(self, name: Name) -> None:
+        """Remove what was made for a task that is not there."""
+        await self._checkpoints.forget(name)
+        await self._rootfs.release(name[1])
+
     async def _gone(self, task: Task) -> None:
         await self._watchers.forget(task)
-        await self._checkpoints.forget((task.namespace, task.id))
+        await self._tidy((task.namespace, task.id))
 
     async def _runtime_of(self, task: Task) -> str:
         """Give the name of what a task runs on, empty where its container is gone."""

@@ -5,11 +5,13 @@ MOORED_TEST_CRIU may name a CRIU that knows this kernel, where that on PATH does
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import select
 import shutil
 import subprocess
+import tarfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache
@@ -237,6 +239,37 @@ def test_checkpoint_goes_where_the_client_says(world: World) -> None:
     assert {"inventory.img", "pstree.img", "core-1.img"} <= {path.name for path in image.iterdir()}
     assert (work / "dump.log").exists()
     assert checkpoints(world) == []
+
+
+def test_task_made_of_a_folder_has_its_files_and_runs(world: World) -> None:
+    """As kubelet has it: the CRIU image, and beside it what the container had changed."""
+    if world.flags:
+        pytest.skip("ctr passes options of a checkpoint on for containerd's own runtimes only")
+    if world.place.address.name == "c.sock":
+        pytest.skip("containerd 1.6 does not know this")
+    saved = world.place.folder / "saved"
+    image = saved / "checkpoint"
+    with world.running("sh", "-c", f"echo kept > /kept; {SCRIPT}") as id_:
+        before = token(world, id_)
+        world.does("task", "checkpoint", "--exit", "--image-path", image, id_)
+        world.becomes(id_, "STOPPED")
+        with tarfile.open(saved / "rootfs-diff.tar", "w:gz") as archive:
+            info = tarfile.TarInfo("brought")
+            info.size = 3
+            archive.addfile(info, io.BytesIO(b"yes"))
+        world.ctr("task", "rm", "--force", id_)
+        metadata = (("containerd-namespace", world.place.namespace),)
+        with grpc.insecure_channel(f"unix:{world.place.address}") as channel:
+            wanted = snapshots_pb2.MountsRequest(snapshotter="overlayfs", key=id_)
+            rootfs = snapshots_pb2_grpc.SnapshotsStub(channel).Mounts(wanted, metadata=metadata).mounts
+            checkpoint = descriptor_pb2.Descriptor(annotations={"RestoreFromPath": str(image)})
+            request = tasks_pb2.CreateTaskRequest(container_id=id_, rootfs=rootfs, checkpoint=checkpoint)
+            made = tasks_pb2_grpc.TasksStub(channel).Create(request, metadata=metadata, timeout=SECONDS)
+        assert (world.status(id_), world.pid(id_)) == ("RUNNING", made.pid)
+        assert token(world, id_) == before
+        assert world.does("task", "exec", "--exec-id", "look", id_, "cat", "/brought", "/kept") == "yeskept\n"
+        assert checkpoints(world) == []
+    shutil.rmtree(saved)
 
 
 def test_container_with_a_terminal_can_be_written(world: World) -> None:

@@ -1,7 +1,7 @@
-"""Which tests hold which row of the catalogue of hostile inputs and storage faults (1 to 85, 101 to 106, 119 to 132).
+"""Which tests hold which row of the catalogue of hostile inputs and storage faults (1 to 85, 101 to 132).
 
 A test is named by file, function and, if need be, the end of its parameters' id; rows that several layers answer name
-a test of each. Rows 86 to 100 and 107 to 118 (config, registries) are kept by the tests of those parts.
+a test of each. Rows 86 to 100 (config) are kept by the tests of that part.
 """
 
 from __future__ import annotations
@@ -28,6 +28,10 @@ OVER_SHIMS = "integration/test_runtime_over_shims.py"
 FAKE_SHIMS = "integration/test_fake_shims.py"
 RECOVERY = "fault/test_recovery.py"
 RUNTIMES = "fault/test_runtimes.py"
+REGISTRIES = "fault/test_hostile_registries.py"
+REDIRECTS = "fault/test_hostile_redirects.py"
+PULLS = "fault/test_hostile_pulls.py"
+BODIES = "fault/test_hostile_bodies.py"
 
 
 def both(*rows: str, refused: bool = False) -> tuple[str, ...]:
@@ -243,6 +247,80 @@ ROWS: Final[Mapping[int, tuple[str, ...]]] = {
         "fault/test_shims.py::test_manager_killed_at_any_step_leaves_nothing",
         "fault/test_shims.py::test_start_that_outlives_the_manager_is_ended_by_the_next_one",
         f"{RECOVERY}::test_daemon_killed_at_any_moment_of_much_work_leaves_nothing_half_done",
+    ),
+    107: (
+        f"{REGISTRIES}::test_107_a_body_that_breaks_off_is_gone_on_with",
+        f"{REGISTRIES}::test_107_a_body_that_is_always_too_short_is_given_up",
+        f"{REGISTRIES}::test_107_a_byte_a_connection_is_no_progress",
+        f"{REGISTRIES}::test_107_another_host_goes_on_where_one_breaks_off",
+        f"{PULLS}::test_107_a_pull_goes_on_where_an_earlier_one_broke_off",
+    ),
+    108: (
+        f"{REGISTRIES}::test_108_a_body_that_says_to_be_too_long_is_not_read",
+        f"{REGISTRIES}::test_108_a_body_without_a_length_is_read_to_one_byte_more",
+    ),
+    109: (f"{PULLS}::test_109_wrong_bytes_are_not_in_the_way_of_the_next_pull",),
+    110: (f"{PULLS}::test_109_wrong_bytes_are_not_in_the_way_of_the_next_pull[other-FAILED_PRECONDITION]",),
+    111: (
+        f"{REGISTRIES}::test_111_another_digest_than_the_wanted_one_is_refused",
+        f"{REGISTRIES}::test_111_a_digest_that_is_none_is_not_taken",
+        f"{REGISTRIES}::test_111_a_web_page_is_no_manifest",
+    ),
+    112: (
+        f"{REGISTRIES}::test_112_a_manifest_that_says_to_be_huge_is_refused_unread",
+        f"{REGISTRIES}::test_112_a_manifest_that_turns_out_huge_is_given_up",
+        f"{REGISTRIES}::test_112_a_document_whose_descriptor_says_that_it_is_huge_is_not_asked_for",
+    ),
+    113: (
+        f"{REGISTRIES}::test_113_how_often_is_asked",
+        f"{REGISTRIES}::test_113_different_troubles_are_asked_again_five_times_in_all",
+        f"{REGISTRIES}::test_113_a_server_in_trouble_is_asked_again_only_if_it_is_the_last",
+        f"{REGISTRIES}::test_113_what_a_server_wants_to_be_waited_for_is_waited_for",
+        f"{REGISTRIES}::test_113_a_server_that_wants_too_much_time_is_not_asked_again",
+        f"{REGISTRIES}::test_113_a_server_that_refuses_every_token_is_given_up",
+        f"{REGISTRIES}::test_113_a_password_that_is_refused_is_not_sent_again",
+    ),
+    114: (
+        f"{REDIRECTS}::test_114_a_registry_may_name_any_token_server",
+        f"{REDIRECTS}::test_114_a_policy_keeps_secrets_from_internal_token_servers",
+        f"{REDIRECTS}::test_114_a_policy_may_allow_the_token_server",
+        f"{REDIRECTS}::test_114_the_registry_itself_may_always_give_tokens",
+        f"{REDIRECTS}::test_114_a_token_of_megabytes_is_given_up",
+        f"{REDIRECTS}::test_114_a_token_server_that_redirects_is_not_followed",
+    ),
+    115: (
+        f"{REDIRECTS}::test_115_redirects_in_a_circle_end_after_ten",
+        f"{REDIRECTS}::test_115_a_redirect_to_what_is_no_http_address_is_refused",
+        f"{REDIRECTS}::test_115_a_redirect_without_a_place_is_an_answer",
+    ),
+    116: (
+        f"{REDIRECTS}::test_116_another_port_gets_no_secret_and_no_header",
+        f"{REDIRECTS}::test_116_another_scheme_gets_no_secret",
+        f"{REDIRECTS}::test_116_the_way_back_from_another_host_has_no_secret",
+        f"{REDIRECTS}::test_116_who_was_redirected_to_cannot_ask_for_secrets",
+        f"{REDIRECTS}::test_116_a_policy_keeps_from_private_addresses_however_they_are_spelt",
+        f"{REDIRECTS}::test_116_a_policy_leaves_the_registry_itself_alone",
+        f"{REDIRECTS}::test_116_an_address_in_a_descriptor_gets_no_secret_and_cannot_ask_for_one",
+        f"{REDIRECTS}::test_116_an_address_in_a_descriptor_is_bound_by_the_policy",
+        f"{REDIRECTS}::test_116_thousands_of_addresses_in_a_descriptor_are_not_all_asked",
+        f"{PULLS}::test_116_the_config_keeps_from_private_addresses_and_token_servers",
+    ),
+    117: (
+        f"{BODIES}::test_117_an_encoding_is_undone",
+        f"{BODIES}::test_117_a_bomb_is_put_out_at_the_size_that_is_expected",
+        f"{BODIES}::test_117_an_encoding_that_is_none_is_refused",
+    ),
+    118: (
+        f"{PULLS}::test_118_the_config_says_what_is_waited_for",
+        f"{BODIES}::test_118_a_body_that_drips_is_given_up",
+        f"{BODIES}::test_118_a_body_that_stops_is_given_up",
+        f"{BODIES}::test_118_an_answer_that_never_begins_is_given_up",
+        f"{BODIES}::test_118_a_head_that_drips_is_given_up",
+        f"{BODIES}::test_118_a_reader_that_takes_its_time_is_not_held_against_the_server",
+        f"{BODIES}::test_118_an_error_that_drips_is_told_without_its_text",
+        f"{BODIES}::test_118_a_token_that_drips_is_given_up",
+        f"{BODIES}::test_118_an_upload_that_nobody_reads_is_given_up",
+        f"{BODIES}::test_118_an_upload_that_takes_long_and_moves_is_not_given_up",
     ),
     119: (
         f"{DISKS}::test_full_disk_serves_reads_and_deletes_and_goes_on_once_there_is_room",

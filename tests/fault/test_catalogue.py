@@ -12,7 +12,7 @@ import pytest
 from fault.catalogue import ROWS
 
 TESTS = Path(__file__).parents[1]
-WANTED = (*range(1, 86), *range(101, 107), *range(119, 133))
+WANTED = (*range(1, 86), *range(101, 133))
 
 
 @pytest.fixture(scope="module")

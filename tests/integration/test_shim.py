@@ -368,7 +368,9 @@ def test_shim_forked_ahead_is_used_once_replaced_and_ends_with_its_zygote(tmp_pa
             assert shims[-1] == ahead
             await task.create()
             await task.end()
-        os.kill(await spare(world), signal.SIGKILL)  # one that is gone is no shim, and no fault
+        gone = await spare(world)  # is no shim, and no fault
+        os.kill(gone, signal.SIGKILL)
+        wait_for_end(gone)
         task = await world.task("e")
         shims.append(await task.shim_pid())
         await task.shutdown()

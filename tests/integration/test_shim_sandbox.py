@@ -203,10 +203,14 @@ def test_sandbox_enters_the_network_it_is_given(tmp_path: Path) -> None:
     in_world(tmp_path, body)
 
 
-def test_pod_config_of_cri_is_acted_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("manager", ["cgroupfs", "systemd"])
+def test_pod_config_of_cri_is_acted_on(tmp_path: Path, manager: str) -> None:
     async def body(world: World) -> None:
-        cgroup = f"/moored-test/{os.getpid()}/pod"
-        linux = cri.LinuxPodSandboxConfig(cgroup_parent=cgroup)
+        top = f"test{os.getpid()}"
+        parent, cgroup = f"/{top}/pod", f"/{top}/pod"
+        if manager == "systemd":
+            parent, cgroup = f"{top}-pod.slice", f"/{top}.slice/{top}-pod.slice"
+        linux = cri.LinuxPodSandboxConfig(cgroup_parent=parent)
         config = cri.PodSandboxConfig(hostname="the-pod", linux=linux)
         options = AnyMessage(type_url="runtime.v1.PodSandboxConfig", value=config.SerializeToString())
         one = await pod(world)

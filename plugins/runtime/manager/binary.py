@@ -12,8 +12,6 @@ from typing import Final
 from moored.kernel.errors import InvalidArgument, MooredError, NotFound
 from moored.plugins.runtime.manager.program import run
 
-OPT_FOLDERS: Final = ("/opt/containerd/bin",)
-"""Where optional shims are installed; looked at before PATH."""
 _VERSION: Final = re.compile(rb"^\s*Version:\s+v?([0-9]{1,5})\.([0-9]{1,5})\.", re.MULTILINE)
 _PARAMS_SINCE: Final = (2, 3)
 _ASK_SECONDS: Final = 5.0
@@ -45,7 +43,7 @@ def find(runtime: str) -> Path:
             raise NotFound(f"invalid custom binary path {runtime!r}: no such file")
         return Path(runtime)
     name = program_name(runtime)
-    places = (*OPT_FOLDERS, os.environ.get("PATH", os.defpath), str(Path(sys.executable).parent))
+    places = (os.environ.get("PATH", os.defpath), str(Path(sys.executable).parent))
     found = shutil.which(name, path=os.pathsep.join(places))
     if found is None:
         raise NotFound(f'runtime "{runtime}" binary not installed "{name}": file does not exist')

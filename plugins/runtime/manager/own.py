@@ -36,13 +36,16 @@ class Own:
         self._daemon = daemon
         self._choice = choice
         self._endpoint: Endpoint | None = None
+        self._debug_socket = ""
 
     def prepare(self, bundle: Bundle, spec: Mapping[str, Any] | None) -> None:
         """See Kind."""
         if self._choice is None:
             raise FailedPrecondition(f"task {bundle.id!r} has no runtime")
         spec = spec or {}  # a sandbox may have none
-        socket = self._daemon.socket(bundle.namespace, group_of(spec, bundle.id))
+        group = group_of(spec, bundle.id)
+        socket = self._daemon.socket(bundle.namespace, group)
+        self._debug_socket = self._daemon.socket(bundle.namespace, f"{group}/debug") if debugging() else ""
         self._endpoint = Endpoint(f"unix://{socket}", NEWEST)
         make_folder(str(self._daemon.socket_dir))
         write_invocation(bundle, self._choice, spec)
@@ -62,7 +65,7 @@ class Own:
                 address=self._endpoint.address,
                 ttrpc_address=self._daemon.ttrpc,
                 grpc_address=self._daemon.grpc,
-                debug=debugging(),
+                debug_socket=self._debug_socket,
                 shim_cgroup=self._choice.options.shim_cgroup,
             )
         )

@@ -17,7 +17,7 @@ from moored.kernel.plugin import InitContext, Registration
 from moored.kernel.ports.events import EVENT
 from moored.kernel.ports.objects import METADATA
 from moored.kernel.ports.oci import OCI_RUNTIME
-from moored.kernel.ports.shims import SHIMS, Shims
+from moored.kernel.ports.shims import OPT, SHIMS, Shims
 from moored.kernel.ports.tasks import RUNTIME, Runtime
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ shims = Registration(
     config=ShimConfig,
     open=open_shims,
     requires=(EVENT,),
-    after=(METADATA,),
+    after=(METADATA, OPT),
     summary="starts shims and keeps their connections",
 )
 
@@ -181,7 +181,7 @@ task = Registration(
     config=TaskConfig,
     open=open_task,
     requires=(SHIMS, EVENT),
-    after=(OCI_RUNTIME,),
+    after=(OCI_RUNTIME, OPT),
     start_timeout=30,
     summary="makes tasks and finds them again after a restart",
 )

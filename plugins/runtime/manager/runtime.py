@@ -247,8 +247,8 @@ class TaskRuntime:
     async def _write_noted(self) -> None:
         noted, self._noted = self._noted, {}
         kept = [task for key, task in noted.items() if self._tasks.get(key) is task]
-        if kept:
-            await asyncio.to_thread(_note_all, kept)
+        if kept:  # to the end, since nobody takes up half of it when the runtime closes meanwhile
+            await to_the_end(asyncio.to_thread(_note_all, kept))
 
     # --- after a restart ----------------------------------------------------------------------------------------------
 
@@ -347,6 +347,7 @@ class TaskRuntime:
             await self.load()
             yield self
         finally:
+            await asyncio.sleep(0)  # what was sent before is noted now
             tasks = tuple(self._background)
             for task in tasks:
                 task.cancel()

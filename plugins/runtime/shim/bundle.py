@@ -18,6 +18,8 @@ LOG: Final = "log.json"
 PID: Final = "init.pid"
 MOUNTED: Final = "mounted"
 """There if our daemon mounts the root file system, and unmounts it."""
+DEBUG: Final = "debug-address"
+"""Path of the shim's debug socket, if it serves one."""
 _CHUNK: Final = 16 << 10
 
 

@@ -63,8 +63,9 @@ def clean(bundle: str, namespace: str, container_id: str, warn: Callable[[str], 
     except OSError as error:
         warn(f"rootfs of {container_id!r} not unmounted: {error}")
     try:
-        if served := files.served_at(bundle):
-            address.drop_dead(served)
+        for served in (files.served_at(bundle), (files.read(bundle, files.DEBUG) or b"").decode()):
+            if served:
+                address.drop_dead(served)
     except (OSError, ValueError) as error:
         warn(f"socket of {container_id!r} not removed: {error}")
     pid = UNKNOWN_PID

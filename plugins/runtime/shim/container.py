@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -229,7 +228,9 @@ class Container:
         assert process.spec is not None
         with self._loop.keeping_exits() as kept:
             process.streams = await self._open_streams(process)
-            await self._runtime.execute(process.id, process.spec, process.ends)
+            # crun still moves a process between cgroups that has ended, and fails if its pid is gone
+            with self._loop.leaving_strangers():
+                await self._runtime.execute(process.id, process.spec, process.ends)
             process.pid = files.read_pid(self.bundle, f"{process.id}.pid")
             ended = kept.child(process.pid)
         try:
@@ -412,12 +413,16 @@ class Container:
             try:
                 await self._runtime.checkpoint(path, work, options)
             except MooredError as error:
+                import shutil  # seldom needed, and heavy
+
                 copied = f"{self.bundle}/criu-dump.log"
                 with suppress(OSError):
                     shutil.copyfile(f"{work}/dump.log", copied)
                 raise Unknown(f"{error} path= {copied}") from error
             finally:
                 if not options.work_path:
+                    import shutil
+
                     shutil.rmtree(work, ignore_errors=True)
 
     async def pids(self) -> list[m.ProcessInfo]:

@@ -13,7 +13,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any, Final, Generic, NoReturn, Self, TypeVar, cast
 
 from moored.plugins.runtime.shim import log
@@ -111,6 +111,11 @@ class Task(Future[T]):
         self._stopping = False
         loop.tasks.add(self)
         loop.soon(self._step)
+
+    @property
+    def coroutine(self) -> Coroutine[Any, Any, T]:
+        """What runs, for those who want to see where it waits."""
+        return self._coroutine
 
     def cancel(self) -> None:
         """Raise Stopped where the coroutine waits, soon; nothing happens to one that ended."""
@@ -255,6 +260,7 @@ class Loop:
         self._signals: dict[int, Callable[[], None]] = {}
         self._took: dict[int, Any] = {}
         self.keepers: list[KeptExits] = []
+        self._leaving = 0
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
     # --- running --------------------------------------------------------------------------------------------------
@@ -450,7 +456,24 @@ class Loop:
         """Keep the exits that nobody asked for, for a `with` block."""
         return KeptExits(self)
 
+    @contextmanager
+    def leaving_strangers(self) -> Generator[None]:
+        """For the block, do not bury processes that nobody asked for: their pids are used by a runtime meanwhile."""
+        self._leaving += 1
+        try:
+            yield
+        finally:
+            self._leaving -= 1
+            self.soon(self._reap)
+
     def _reap(self) -> None:
+        if self._leaving:
+            for pid in tuple(self._children):
+                with suppress(ChildProcessError):
+                    found, word = os.waitpid(pid, os.WNOHANG)
+                    if found:
+                        self._bury(pid, word)
+            return
         while True:
             try:
                 pid, word = os.waitpid(-1, os.WNOHANG)
@@ -458,13 +481,16 @@ class Loop:
                 return
             if pid == 0:
                 return
-            code = os.waitstatus_to_exitcode(word)
-            status = ExitStatus(128 - code if code < 0 else code, time.time_ns())
-            future = self._children.pop(pid, None)
-            if future is not None:
-                future.set_result(status)
-            for keeper in self.keepers:
-                keeper.keep(pid, status)
+            self._bury(pid, word)
+
+    def _bury(self, pid: int, word: int) -> None:
+        code = os.waitstatus_to_exitcode(word)
+        status = ExitStatus(128 - code if code < 0 else code, time.time_ns())
+        future = self._children.pop(pid, None)
+        if future is not None:
+            future.set_result(status)
+        for keeper in self.keepers:
+            keeper.keep(pid, status)
 
     # --- work that blocks -----------------------------------------------------------------------------------------
 

@@ -108,6 +108,7 @@ def _asked(flags: Flags, data: bytes) -> tuple[Spawn, bool, str]:
     group = address.group_of(_spec_of(folder), flags.get("id"))
     sockets = params.socket_dir or address.DEFAULT_FOLDER
     path = address.socket_path(sockets, grpc, flags.get("namespace"), group)
+    debug = bool(flags.get("debug"))
     ttrpc = params.ttrpc_address or os.environ.get("TTRPC_ADDRESS") or f"{grpc}.ttrpc"
     about = Spawn(
         namespace=flags.get("namespace"),
@@ -116,7 +117,7 @@ def _asked(flags: Flags, data: bytes) -> tuple[Spawn, bool, str]:
         address=f"unix://{path}",
         ttrpc_address=ttrpc,
         grpc_address=grpc,
-        debug=bool(flags.get("debug")),
+        debug_socket=address.socket_path(sockets, grpc, flags.get("namespace"), f"{group}/debug") if debug else "",
         shim_cgroup=options.shim_cgroup,
     )
     return about, bool(params.instance_id), sockets

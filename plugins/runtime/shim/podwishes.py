@@ -32,7 +32,7 @@ class Wishes(NamedTuple):
     namespaces  paths by kind, empty for a new one
     hostname    of a new uts namespace, empty for the host's
     sysctls     settings by name, all of them of the namespaces held
-    cgroup      that all of the sandbox is in, empty for none
+    cgroup      path of the one that all of the sandbox is in, empty for none
     """
 
     namespaces: Mapping[str, str]
@@ -79,8 +79,20 @@ def _of_pod(data: bytes, wishes: Wishes) -> Wishes:
         namespaces={**wishes.namespaces, **{kind: "" for kind, wants in wanted.items() if wants}},
         hostname=pod.hostname if wanted["uts"] else "",
         sysctls={**wishes.sysctls, **linux.sysctls},
-        cgroup=linux.cgroup_parent,
+        cgroup=cgroup_of(linux.cgroup_parent),
     )
+
+
+def cgroup_of(parent: str) -> str:
+    """Give the path of a pod's cgroup: CRI names it by its path, or where systemd makes cgroups by its slice.
+
+    The slice `a-b.slice` lies in `a.slice`, wherever it is said to be.
+    """
+    name = parent.rpartition("/")[2]
+    if not name.endswith(".slice"):
+        return parent
+    parts = [part for part in name.removesuffix(".slice").split("-") if part]
+    return "/" + "/".join(f"{'-'.join(parts[:count])}.slice" for count in range(1, len(parts) + 1))
 
 
 def _check_sysctl(name: str, namespaces: Mapping[str, str]) -> None:

@@ -48,6 +48,7 @@ class Publisher:
         self._path = address.removeprefix("unix://")
         self._namespace = namespace
         self._queue: deque[m.Envelope] = deque()
+        self._beginning = False
         self._sending: Task[None] | None = None
         self._client: Client | None = None
         self._nudged: Future[None] | None = None
@@ -58,10 +59,17 @@ class Publisher:
         self._queue.append(m.Envelope(time.time_ns(), self._namespace, topic, event.pack()))
         if len(self._queue) > MAX_QUEUE:
             self._drop_one()
+        if not self._beginning:
+            self._beginning = True
+            self._loop.later(0, self._begin)
+
+    def _begin(self) -> None:
+        """Send what is queued, in a turn after that of the call which it tells of: its answer goes first."""
+        self._beginning = False
         if self._sending is None:
             self._sending = self._loop.spawn(self._send_all())
-        elif self._nudged is not None:
-            self._nudged.set_result(None)
+        else:
+            self.nudge()
 
     def nudge(self) -> None:
         """Try now: somebody connected to the shim, so the daemon may be back."""

@@ -34,6 +34,12 @@ class Failed(Exception):
         super().__init__(text)
         self.reason = reason
 
+    @property
+    def whole(self) -> str:
+        """The text, and the reason where that does not repeat it."""
+        text = str(self)
+        return text if not self.reason or self.reason in text else f"{text}: {self.reason}"
+
 
 class Ends(NamedTuple):
     """What a process is given: descriptors for 0, 1 and 2, and the socket for its terminal, empty without one."""
@@ -94,7 +100,7 @@ class Runtime:
         try:
             await self._call("delete", *(["--force"] if force else []), self._id)
         except Failed as error:
-            if self._is_known and not no_such_container(f"{error} {error.reason}"):
+            if self._is_known and not no_such_container(error.whole):
                 raise _worded("failed to delete task", error) from error
 
     # --- processes ------------------------------------------------------------------------------------------------
@@ -125,7 +131,7 @@ class Runtime:
         try:
             await self._call("kill", *every, self._id, str(number))
         except Failed as error:
-            raise _kill_error(f"{error} {error.reason}") from error
+            raise _kill_error(error.whole) from error
 
     async def kill_exec(self, exec_id: str, pid: int, number: int) -> None:
         """Send a signal to a process that `execute` ran. NotFound if it is gone."""
@@ -139,7 +145,7 @@ class Runtime:
         try:
             await self._call("kill", "--pid", str(inner), self._id, str(number))
         except Failed as error:
-            raise _kill_error(f"{error} {error.reason}") from error
+            raise _kill_error(error.whole) from error
 
     async def pids(self) -> list[int]:
         """Every process in the container, by its pid here."""

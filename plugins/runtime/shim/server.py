@@ -1,7 +1,7 @@
 """A shim that serves: the loop, the task and sandbox APIs on a listening socket, events, and the end.
 
 It ends when it has no container, no sandbox, and is asked to (Shutdown), or on SIGTERM and SIGINT, which leave
-containers alone: a shim that is gone is cleaned up by the daemon. SIGUSR1 writes the tasks to the log.
+containers alone: a shim that is gone is cleaned up by the daemon. SIGUSR1 writes what it does to the log.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
+from moored.plugins.runtime.shim import bundle as files
 from moored.plugins.runtime.shim import log
-from moored.plugins.runtime.shim.loop import Loop
+from moored.plugins.runtime.shim.address import listen
+from moored.plugins.runtime.shim.loop import Loop, Task
 from moored.plugins.runtime.shim.publisher import Publisher
 from moored.plugins.runtime.shim.sandbox import NAME as SANDBOX
 from moored.plugins.runtime.shim.sandbox import SandboxService
@@ -60,10 +62,13 @@ async def _serve(loop: Loop, about: Spawn, listener: socket.socket, remove_socke
     server = Server(loop, listener, services, publisher.nudge)
     loop.on_signal(signal.SIGTERM, end)
     loop.on_signal(signal.SIGINT, end)
-    loop.on_signal(signal.SIGUSR1, lambda: log.info(f"tasks: {[repr(task) for task in loop.tasks]}"))
+    loop.on_signal(signal.SIGUSR1, lambda: _tell_stacks(loop, tasks))
     accepting = loop.spawn(server.run())
+    shown = _show(loop, about, tasks) if about.debug_socket else None
     await over
     accepting.cancel()
+    if shown is not None:
+        shown.cancel()
     listener.close()
     remove_socket()
     # The answer to Shutdown goes out first; the connection stays until the process ends, which tells the daemon.
@@ -74,6 +79,33 @@ async def _serve(loop: Loop, about: Spawn, listener: socket.socket, remove_socke
         log.warning("events not sent before the end of the shim")
     if pod.was_shut:
         await loop.sleep(_TO_HEAR)
+
+
+def _tell_stacks(loop: Loop, tasks: TaskService) -> None:
+    from moored.plugins.runtime.shim import debug
+
+    log.info(debug.stacks(loop, tasks))
+
+
+def _show(loop: Loop, about: Spawn, tasks: TaskService) -> Task[None]:
+    """Serve the debug socket until the task is cancelled; the bundle says where it is, for whoever cleans up."""
+    from moored.plugins.runtime.shim import debug
+
+    async def show() -> None:
+        listener = None
+        try:
+            if (listener := listen(about.debug_socket)) is not None:
+                files.write(f"{about.bundle}/{files.DEBUG}", about.debug_socket.encode())
+                await debug.serve(loop, listener, debug.pages_of(loop, tasks))
+        except OSError as error:
+            log.warning(f"nothing is shown on {about.debug_socket!r}: {error}")
+        finally:
+            if listener is not None:
+                listener.close()
+                with suppress(FileNotFoundError):
+                    os.unlink(about.debug_socket)
+
+    return loop.spawn(show())
 
 
 def _inode(path: str) -> tuple[int, int] | None:

@@ -21,6 +21,7 @@ class Spawn:
     address        socket to serve, `unix://PATH` or PATH; its folder exists
     ttrpc_address  path of the daemon's ttrpc socket, where events go
     grpc_address   path of the daemon's gRPC socket, shown to log readers of binary:// streams only
+    debug_socket   path of the socket to show the shim's state on, empty for none
     shim_cgroup    cgroup to join, as runc's Options have it; empty for the daemon's own
     """
 
@@ -30,8 +31,8 @@ class Spawn:
     address: str
     ttrpc_address: str
     grpc_address: str = ""
-    debug: bool = False
     shim_cgroup: str = ""
+    debug_socket: str = ""
 
     @property
     def socket_path(self) -> str:

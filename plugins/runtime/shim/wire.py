@@ -207,7 +207,7 @@ class Server:
                 log.warning(f"connection not accepted: {error}")
                 await self._loop.sleep(0.1)  # out of descriptors or memory: others may give some back
             else:
-                if _is_own(sock):
+                if is_own(sock):
                     self._connected()
                     self._loop.spawn(self._serve(Frames(self._loop, sock)))
                 else:
@@ -305,7 +305,8 @@ def _fault(frame: Frame, last: int) -> MooredError | None:
     return None
 
 
-def _is_own(sock: socket.socket) -> bool:
+def is_own(sock: socket.socket) -> bool:
+    """Whether the peer is of our own user and group."""
     raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     _pid, uid, gid = _CREDENTIALS.unpack(raw)
     return (uid, gid) == (os.geteuid(), os.getegid())

@@ -9,7 +9,7 @@ import pytest
 from moored.api.cri.runtime.v1 import api_pb2 as cri
 from moored.kernel.errors import InvalidArgument, MooredError, Unimplemented
 from moored.kernel.payloads import Packed
-from moored.plugins.runtime.shim.podwishes import Wishes, wishes_of
+from moored.plugins.runtime.shim.podwishes import Wishes, cgroup_of, wishes_of
 
 NODE, POD, CONTAINER = cri.NamespaceMode.NODE, cri.NamespaceMode.POD, cri.NamespaceMode.CONTAINER
 
@@ -91,3 +91,23 @@ def test_settings_of_the_host_are_refused(name: str, text: str) -> None:
 def test_what_cannot_be_done_is_told(asked: dict[str, Any], options: Packed | None, kind: type[MooredError]) -> None:
     with pytest.raises(kind):
         wishes_of(asked, options, "")
+
+
+@pytest.mark.parametrize(
+    ("parent", "path"),
+    [
+        ("", ""),
+        ("/pods/a", "/pods/a"),
+        ("kubepods.slice", "/kubepods.slice"),
+        (
+            "kubepods-burstable-pod1_2.slice",
+            "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1_2.slice",
+        ),
+        ("/kubepods.slice/kubepods-burstable.slice", "/kubepods.slice/kubepods-burstable.slice"),
+        ("/elsewhere/kubepods-burstable.slice", "/kubepods.slice/kubepods-burstable.slice"),
+        ("-.slice", "/"),
+    ],
+)
+def test_slice_of_a_pod_is_found_where_systemd_makes_it(parent: str, path: str) -> None:
+    assert cgroup_of(parent) == path
+    assert wishes_of({}, pod(cgroup=parent), "").cgroup == path

@@ -186,6 +186,21 @@ def test_early_exit_is_kept_only_for_who_keeps_it(loop: Loop) -> None:
     loop.run(main())
 
 
+def test_strangers_stay_until_a_runtime_has_done_with_them_and_others_are_buried(loop: Loop) -> None:
+    async def main() -> None:
+        with loop.keeping_exits() as kept:
+            with loop.leaving_strangers():
+                stranger = start("exit 3")
+                assert await loop.child(start("exit 4")) == 4
+                os.waitid(os.P_PID, stranger, os.WEXITED | os.WNOWAIT)  # noqa: ASYNC222
+                assert await loop.child(start("exit 5")) == 5
+                assert os.path.exists(f"/proc/{stranger}")  # noqa: PTH110, ASYNC240
+            assert await loop.within(1, kept.child(stranger)) == 3
+        assert not os.path.exists(f"/proc/{stranger}")  # noqa: PTH110, ASYNC240
+
+    loop.run(main())
+
+
 def test_work_apart_gives_its_error_without_stopping_the_loop(loop: Loop, tmp_path: Path) -> None:
     def fail() -> None:
         raise FileNotFoundError(2, "no such thing")

@@ -30,7 +30,7 @@ from moored.kernel.payloads import (
 )
 from moored.kernel.ports.containers import TypedBytes
 from moored.kernel.ports.events import Exchange
-from moored.kernel.ports.tasks import Exit, NewTask, ProcessInfo, ProcessState, Status, Stdio
+from moored.kernel.ports.tasks import Exit, NewTask, ProcessInfo, ProcessState, RuntimeInfo, Status, Stdio
 
 NAMES = ("io.containerd.runc.v2",)
 COUNTERS = TypedBytes("io.containerd.cgroups.v1.Metrics", b"\x12\x02\x08\x01")
@@ -348,13 +348,20 @@ class FakeTask:
 
 
 class FakeRuntime:
-    """The Runtime."""
+    """The Runtime; infos is what its other names tell of themselves, or how they fail to."""
 
     def __init__(self, exchange: Exchange) -> None:
         self.exchange = exchange
         self.tasks: dict[tuple[str, str], FakeTask] = {}
         self.made: list[NewTask] = []
         self.fault: Exception | None = None
+        self.infos: dict[str, RuntimeInfo | Exception] = {}
+
+    async def info(self, runtime: str, options: TypedBytes | None = None) -> RuntimeInfo:
+        found = self.infos[runtime]
+        if isinstance(found, Exception):
+            raise found
+        return found
 
     async def create(self, container_id: str, new: NewTask) -> FakeTask:
         name = (current_namespace(), container_id)
@@ -363,7 +370,7 @@ class FakeRuntime:
             raise self.fault
         if name in self.tasks:
             raise AlreadyExists(f"task {container_id}")
-        if new.runtime not in NAMES:
+        if new.runtime not in (*NAMES, *self.infos):
             if "/" in new.runtime and not new.runtime.startswith("/"):
                 raise InvalidArgument(f"invalid runtime name {new.runtime!r}")
             raise NotFound(f"runtime {new.runtime!r} is not installed")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import os
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,8 @@ from moored.kernel.errors import FailedPrecondition, Unknown
 from moored.kernel.namespaces import bind
 from moored.kernel.ports.content import read_blob
 from moored.kernel.ports.images import Descriptor as Target
-from moored.kernel.ports.tasks import CreateTask
+from moored.kernel.ports.mounts import Mount
+from moored.kernel.ports.tasks import CreateTask, Status
 from moored.plugins.events.exchange.exchange import Bounds, LocalExchange
 from unit.tasks.fake import fake_runtime
 from unit.tasks.test_service import call, create
@@ -163,8 +166,42 @@ async def test_folder_to_restore_from_may_be_named(tmp_path: Path) -> None:
             await world.tasks.create(CreateTask(container_id="c1", checkpoint=given))
             assert world.runtime.made[-1].checkpoint == "/criu"
             given = Target(media_type=CRIU, digest="sha256:" + "0" * 64, size=1)
+            await world.tasks.kill("c1", 9)
+            await world.tasks.wait("c1")
             await world.tasks.delete("c1")
             await fails_with(FailedPrecondition, world.tasks.create(CreateTask(container_id="c1", checkpoint=given)))
+
+
+@root_only
+@on_loop
+@pytest.mark.parametrize("compress", [bytes, gzip.compress], ids=["plain", "compressed"])
+async def test_task_of_a_folder_gets_the_files_beside_it_and_runs(
+    tmp_path: Path, compress: Callable[[bytes], bytes]
+) -> None:
+    image, root = tmp_path / "saved/checkpoint", tmp_path / "rootfs"
+    for folder in (image, root):
+        folder.mkdir(parents=True)
+    (root / "gone").touch()
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        for name, data in (("etc/changed", b"hello"), (".wh.gone", b"")):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    (image.parent / "rootfs-diff.tar").write_bytes(compress(out.getvalue()))
+    given = Target(media_type="", digest="", size=0, annotations={"RestoreFromPath": str(image)})
+    rootfs = [Mount(type="bind", source=str(root), options=("rbind", "rw"))]
+    async with opened(tmp_path, DIFFER) as world:
+        await world.container("c1")
+        with bind("one"):
+            pid = await world.tasks.create(CreateTask(container_id="c1", rootfs=rootfs, checkpoint=given))
+            state = await world.tasks.get("c1")
+            assert (state.pid, state.status) == (pid, Status.RUNNING)
+            assert (root / "etc/changed").read_bytes() == b"hello"
+            assert not (root / "gone").exists()
+            assert await world.objects.leases.list() == []
+            await world.objects.collect()
+            assert [one async for one in world.objects.content.walk()] == []
 
 
 @on_loop

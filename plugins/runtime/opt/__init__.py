@@ -1,0 +1,1 @@
+"""Optional programs beside the system's own."""
