@@ -1,7 +1,5 @@
 """Registers the folder of optional programs: shims and OCI runtimes are found there before those on PATH.
 
-The folder need not be there, and is not made: who puts programs into it makes it.
-
 PATH/bin   first on the daemon's PATH, which all that it starts inherits
 PATH/lib   first in LD_LIBRARY_PATH
 """
@@ -39,7 +37,7 @@ class Config:
 
 @asynccontextmanager
 async def open_(ctx: InitContext[Config]) -> AsyncGenerator[Path | None]:
-    """Change the variables of this process until the end."""
+    """Change the variables of this process until the end; a folder that cannot be made is looked into all the same."""
     if not ctx.config.path:
         yield None
         return
@@ -47,6 +45,10 @@ async def open_(ctx: InitContext[Config]) -> AsyncGenerator[Path | None]:
     ctx.facts.exports["path"] = str(folder)
     before = {name: os.environ.get(name) for name in FOLDERS}
     for name, sub in FOLDERS.items():
+        try:
+            (folder / sub).mkdir(mode=0o711, parents=True, exist_ok=True)
+        except OSError as error:
+            ctx.log.info("folder is not made", folder=str(folder / sub), reason=error.strerror)
         # without a colon at its end, which would stand for whatever folder a program is started in
         os.environ[name] = ":".join(part for part in (str(folder / sub), before[name]) if part)
     try:
