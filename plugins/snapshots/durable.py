@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from moored.kernel.workers import Stop
-from moored.plugins.snapshots.tree import FOLDER, Descent, sync_filesystem
+from moored.plugins.snapshots.tree import FOLDER, Descent, libc, sync_filesystem
 
 MOST: Final = 64
 """Files and folders that are made durable by themselves; each is open for a while."""
@@ -110,10 +110,9 @@ def _opened(top: int, opened: ExitStack, stop: Stop) -> list[int] | None:
 
 def _sync(fds: Sequence[int]) -> None:
     """Sync open files and folders, all of them under way before the first is waited for."""
-    libc = ctypes.CDLL(None, use_errno=True)
     for fd in fds:
         if stat.S_ISREG(os.fstat(fd).st_mode):
             # Only a beginning: what fails now fails below too.
-            libc.sync_file_range(ctypes.c_int(fd), ctypes.c_int64(0), ctypes.c_int64(0), ctypes.c_uint(_WRITE))
+            libc().sync_file_range(ctypes.c_int(fd), ctypes.c_int64(0), ctypes.c_int64(0), ctypes.c_uint(_WRITE))
     for fd in fds:
         os.fsync(fd)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
@@ -120,8 +120,17 @@ class RecordedSnapshotter:
 
     async def commit(self, name: str, key: str, labels: Labels = NO_LABELS, parent: str = "") -> None:
         """See the port."""
+        await self.commit_once(None, name, key, labels, parent)
+
+    async def commit_once(
+        self, noted: Awaitable[None] | None, name: str, key: str, labels: Labels = NO_LABELS, parent: str = ""
+    ) -> None:
+        """As commit; it makes the files ready meanwhile, but records nothing before `noted` is done.
+
+        Raises what `noted` raises too, which is not awaited if the commit fails before.
+        """
         async with self._keys.hold((key, name), (parent,) if parent else ()):
-            await self._workers.whole(lambda stop: self._commit(name, key, labels, parent, stop))
+            await self._workers.whole(lambda stop: self._commit(name, key, labels, parent, stop, noted=noted))
 
     async def stat(self, name: str) -> Info:
         """See the port."""
@@ -206,7 +215,9 @@ class RecordedSnapshotter:
             raise FailedPrecondition(f"snapshot {key!r} is committed, wanted an active one or a view")
         return await self._run(f"snapshot {key}", lambda: list(self._layers.mounts(snapshot)))
 
-    async def _commit(self, name: str, key: str, labels: Labels, parent: str, stop: Stop) -> None:
+    async def _commit(
+        self, name: str, key: str, labels: Labels, parent: str, stop: Stop, *, noted: Awaitable[None] | None
+    ) -> None:
         snapshot = self._records.plan_commit(name, key, parent)
         if snapshot.info.parent != self._records.find(key).info.parent and REBASE not in self.capabilities:
             raise Unimplemented(f"snapshot {key!r} cannot become a child of {parent!r} at its commit")
@@ -215,6 +226,8 @@ class RecordedSnapshotter:
         self._busy.add(snapshot.id)
         try:
             usage = await self._run(f"snapshot {key}", lambda: self._layers.seal(snapshot, stop))
+            if noted is not None:
+                await noted
             stop.check()
             await self._records.commit(name, key, labels, parent, usage)
         except BaseException:

@@ -7,6 +7,7 @@ import errno
 import os
 import stat
 from contextlib import suppress
+from functools import cache
 from types import TracebackType
 from typing import Final, Self
 
@@ -26,14 +27,19 @@ class _How(ctypes.Structure):
     _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
 
 
+@cache
+def libc() -> ctypes.CDLL:
+    """Give the C library, loaded once; ctypes keeps the error number."""
+    return ctypes.CDLL(None, use_errno=True)
+
+
 def open_folder(name: str, parent: int) -> int:
     """Open the folder `name` in the folder `parent`, if it is none of: a symbolic link, another mount.
 
     Raises OSError, for these ELOOP or ENOTDIR and EXDEV.
     """
     how = _How(FOLDER, 0, _NO_XDEV | _NO_MAGICLINKS | _NO_SYMLINKS)
-    libc = ctypes.CDLL(None, use_errno=True)
-    fd = int(libc.syscall(_OPENAT2, parent, os.fsencode(name), ctypes.byref(how), ctypes.sizeof(how)))
+    fd = int(libc().syscall(_OPENAT2, parent, os.fsencode(name), ctypes.byref(how), ctypes.sizeof(how)))
     if fd >= 0:
         return fd
     error = ctypes.get_errno()
@@ -53,7 +59,7 @@ def _open_on_device(name: str, parent: int) -> int:
 
 def sync_filesystem(fd: int) -> None:
     """Make all that was written to the file system of `fd` durable. Raises OSError."""
-    if ctypes.CDLL(None, use_errno=True).syncfs(fd) < 0:
+    if libc().syncfs(fd) < 0:
         error = ctypes.get_errno()
         raise OSError(error, os.strerror(error))
 

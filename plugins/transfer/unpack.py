@@ -3,8 +3,10 @@
     config --> diff ids --> chain ids
     for each layer:  prepare(parent) -- wait for its blob -- apply -- diff id as the config says? -- commit(chain id)
 
-Where the snapshotter can `rebase`, and more than one unpack at a time is wanted, layers are applied side by side
-without their parents, and committed one after the other. Source: contracts/semantics.md 3.10, Unpack of a layer.
+Where the snapshotter can `rebase`, a layer gets its parent when it is committed. So with overlayfs a layer is prepared
+and applied while those below it, applied already, are still being committed. And if more than one unpack at a time is
+wanted, layers are applied side by side without their parents, and committed one after the other.
+Source: contracts/semantics.md 3.10, Unpack of a layer.
 """
 
 from __future__ import annotations
@@ -13,16 +15,16 @@ import asyncio
 import base64
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from dataclasses import dataclass, replace
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import msgspec
 from structlog.typing import FilteringBoundLogger
 
 from moored.api.transfer.labels import snapshot_label
-from moored.api.transfer.together import explained
+from moored.api.transfer.together import explained, together
 from moored.api.transfer.tracker import Tracker
 from moored.kernel.errors import AlreadyExists, FailedPrecondition, MooredError, NotFound, Unknown
 from moored.kernel.imagespec import documents, media
@@ -35,14 +37,18 @@ from moored.kernel.ports.content import LabelledContentStore, read_blob
 from moored.kernel.ports.diff import UNCOMPRESSED_LABEL, Applier
 from moored.kernel.ports.mounts import Mount
 from moored.kernel.ports.objects import Objects
-from moored.kernel.ports.snapshots import SNAPSHOT_REF, Snapshotter
+from moored.kernel.ports.snapshots import REBASE, SNAPSHOT_REF, Snapshotter
 from moored.kernel.turns import Turns
 from moored.kernel.workers import to_the_end
+from moored.plugins.transfer.uppers import on_top, upper_only
 
 INHERITED: Final = "containerd.io/snapshot/"
 """Annotations of a layer with this prefix become labels of its snapshot."""
 DIFF_ID: Final = "containerd.io/snapshot/diff-id"
 PARENT: Final = "containerd.io/snapshot/parent-chain-id"
+OVERLAYFS: Final = "overlayfs"
+AHEAD: Final = 8
+"""Layers of an image that are prepared and not committed."""
 _TRIES: Final = 3
 
 Fetch = Callable[[Entry], Awaitable[None]]
@@ -179,7 +185,7 @@ class Unpacker:
                 for number, (entry, diff_id) in enumerate(zip(layers, diff_ids, strict=True))
             ]
             one = _OneImage(self, target, self._objects.snapshotter(target.snapshotter), fetching)
-            await (one.side_by_side(whole) if target.side_by_side else one.in_turn(whole))
+            await one.unpack(whole)
         await add_labels(self._content, config.digest, {snapshot_label(target.snapshotter): chain[-1] if chain else ""})
 
     def _target(self, config: Entry, decoded: documents.ImageConfig) -> Target | None:
@@ -207,7 +213,7 @@ class Unpacker:
         if (await self._content.info(layer.entry.digest)).labels.get(UNCOMPRESSED_LABEL) == layer.diff_id:
             return
         await self._apply(self._targets[0].applier, replace(layer, mounts=()), "memory")
-        await add_labels(self._content, layer.entry.digest, {UNCOMPRESSED_LABEL: layer.diff_id})
+        await self.proven(layer)
 
     async def apply(self, target: Target, layer: _Layer) -> None:
         """Unpack a layer's blob onto its mounts."""
@@ -240,7 +246,38 @@ class Unpacker:
         except MooredError as error:
             raise type(error)(f"failed to commit snapshot {layer.key}: {error.text}") from error
         if fetched:
-            await add_labels(self._content, layer.entry.digest, {UNCOMPRESSED_LABEL: layer.diff_id})
+            await self.proven(layer)
+
+    async def proven(self, layer: _Layer) -> None:
+        """Note with the blob of a layer what it is when it is unpacked."""
+        await add_labels(self._content, layer.entry.digest, {UNCOMPRESSED_LABEL: layer.diff_id})
+
+
+@dataclass(slots=True, eq=False)
+class _Begun:
+    """A layer that is prepared. shown: what it is unpacked onto; rebase: it gets its parent when it is committed."""
+
+    layer: _Layer
+    shown: Sequence[Mount]
+    lock: AsyncExitStack
+    rebase: bool
+    applied: asyncio.Task[None] | None = None
+
+
+class _Line:
+    """The layers of an image between their beginning and their commit, in order; None ends them."""
+
+    def __init__(self) -> None:
+        self.places = asyncio.Semaphore(AHEAD)
+        self.begun: asyncio.Queue[_Begun | None] = asyncio.Queue()
+        self.open: list[_Begun] = []
+        self.proven: list[_Layer] = []
+
+    def add(self, one: _Begun, work: Coroutine[Any, Any, None]) -> None:
+        """Begin to apply one."""
+        one.applied = asyncio.create_task(work)
+        self.open.append(one)
+        self.begun.put_nowait(one)
 
 
 class _OneImage:
@@ -251,6 +288,77 @@ class _OneImage:
         self._target = target
         self._snapshotter = snapshotter
         self._fetching = fetching
+
+    async def unpack(self, layers: Sequence[_Layer]) -> None:
+        """All of them, in the way that is quickest."""
+        target = self._target
+        if target.side_by_side:
+            await self.side_by_side(layers)
+        elif target.snapshotter == OVERLAYFS and not target.remote and REBASE in self._snapshotter.capabilities:
+            await self.ahead(layers)
+        else:
+            await self.in_turn(layers)
+
+    async def ahead(self, layers: Sequence[_Layer]) -> None:
+        """Each on top of the one before, which need not be committed yet."""
+        line = _Line()
+        try:
+            await together([self._begin_all(layers, line), self._commit_all(line)])
+        except BaseException:
+            await to_the_end(self._give_up(line))
+            raise
+        await together(self._unpacker.proven(layer) for layer in line.proven)
+
+    async def _begin_all(self, layers: Sequence[_Layer], line: _Line) -> None:
+        below: _Begun | None = None
+        for number, layer in enumerate(layers):
+            await line.places.acquire()
+            async with AsyncExitStack() as lock:
+                await lock.enter_async_context(self._unpacker.lock(self._target, layer))
+                if not await self._prepare(layer, "" if below else layer.parent):
+                    await line.begun.join()
+                    await self._already_there(number, layer)
+                    line.places.release()
+                    below = None
+                    continue
+                try:
+                    shown = layer.mounts if below is None else on_top(layer.mounts, below.shown)
+                except MooredError:
+                    await removed(self._snapshotter, layer.key)
+                    raise
+                one = _Begun(layer, shown, lock.pop_all(), rebase=below is not None)
+            line.add(one, self._apply_on(number, one, below.applied if below else None))
+            below = one
+        line.begun.put_nowait(None)
+
+    async def _apply_on(self, number: int, one: _Begun, below: asyncio.Task[None] | None) -> None:
+        await self._fetching.of(number)
+        if below is not None:
+            await asyncio.shield(below)
+        await self._unpacker.apply(self._target, replace(one.layer, mounts=one.shown))
+
+    async def _commit_all(self, line: _Line) -> None:
+        while (one := await line.begun.get()) is not None:
+            assert one.applied is not None
+            await one.applied
+            await self._unpacker.finish(self._snapshotter, one.layer, rebase=one.rebase, fetched=False)
+            line.proven.append(one.layer)
+            line.open.remove(one)
+            await one.lock.aclose()
+            line.places.release()
+            line.begun.task_done()
+
+    async def _give_up(self, line: _Line) -> None:
+        """End what was begun and will not be committed; what was is kept, with the labels that it would have got."""
+        tasks = [one.applied for one in line.open if one.applied is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for one in line.open:
+            await removed(self._snapshotter, one.layer.key)
+            await one.lock.aclose()
+        with suppress(MooredError):
+            await together(self._unpacker.proven(layer) for layer in line.proven)
 
     async def in_turn(self, layers: Sequence[_Layer]) -> None:
         """Each on top of the one before."""
@@ -287,7 +395,7 @@ class _OneImage:
                 elif _is_staged(layer):
                     waiting.append((layer, None))
                 else:
-                    if number and self._target.snapshotter == "overlayfs":
+                    if number and self._target.snapshotter == OVERLAYFS:
                         layer.mounts = upper_only(layer.mounts)
                     waiting.append((layer, asyncio.create_task(self._apply(number, layer))))
             while waiting:
@@ -325,6 +433,9 @@ class _OneImage:
                     return False
             except MooredError as error:
                 raise type(error)(f'failed to prepare extraction snapshot "{layer.key}": {error.text}') from error
+            except asyncio.CancelledError:
+                await to_the_end(removed(self._snapshotter, layer.key))  # it may have been made
+                raise
             else:
                 return True
         raise Unknown(f"unable to prepare extraction snapshot: {layer.chain} neither exists nor can be made")
@@ -389,15 +500,6 @@ async def removed(snapshotter: Snapshotter, key: str) -> None:
 def _is_staged(layer: _Layer) -> bool:
     """Whether the snapshotter had the layer's files itself: then there is nothing to write into."""
     return bool(layer.mounts) and layer.mounts[-1].read_only
-
-
-def upper_only(mounts: Sequence[Mount]) -> Sequence[Mount]:
-    """Make a bind mount the upper folder of an overlay, so that what a layer removes is marked and not just absent."""
-    if len(mounts) != 1 or mounts[0].type != "bind":
-        return mounts
-    one = mounts[0]
-    options = (*(option for option in one.options if option not in {"rbind", "bind"}), f"upperdir={one.source}")
-    return [Mount(type="overlay", source="overlay", options=options)]
 
 
 def _joined(digests: Sequence[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
@@ -21,6 +22,7 @@ pytestmark = [*_needs, needs_registry]
 
 NEWER = [path for path in os.environ.get("MOORED_TEST_CONTAINERDS", "").split(os.pathsep) if path]
 every_ctr = pytest.mark.parametrize("binary", CTRS)
+needs_transfer = pytest.mark.skipif(len(CTRS) < 2, reason="needs a newer ctr")
 PLAIN = "--plain-http"
 
 
@@ -124,6 +126,59 @@ def test_layers_unpacked_side_by_side_give_the_same_files(tmp_path: Path, at_onc
     assert set(found) == {"kept", "dir", "dir/c", *(f"file-{number}" for number in range(20))}
     assert [line.split()[-1] for line in shown] == ["Committed"] * len(layers)
     assert sum(len(line.split()) == 2 for line in shown) == 1  # all but one have a parent
+
+
+def with_owners(*entries: tuple[str, int, int]) -> bytes:
+    """A layer as a tar: (name, owner, mode), folders end with a slash."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        for name, owner, mode in entries:
+            info = tarfile.TarInfo(name)
+            info.uid = info.gid = owner
+            info.mode, info.mtime = mode, 1_500_000_000 + owner
+            info.type = tarfile.DIRTYPE if name.endswith("/") else tarfile.REGTYPE
+            archive.addfile(info)
+    return out.getvalue()
+
+
+@needs_transfer
+def test_layers_of_a_transfer_give_the_files_that_a_client_unpacks_one_by_one(tmp_path: Path) -> None:
+    layers = [with_owners(("d/", 7, 0o2750), ("d/e/", 5, 0o700), ("d/e/gone", 1, 0o600), ("f/", 3, 0o1777))]
+    layers.append(with_owners(("d/e/new", 2, 0o640)))  # folders are like those two layers below, which it does not name
+    layers.append(with_owners(("d/e/.wh.gone", 0, 0o600), ("f/g", 4, 0o644)))
+    layers.append(with_owners(("d/", 9, 0o711), ("d/.wh..wh..opq", 0, 0o600), ("d/h", 1, 0o4755)))
+    layers.extend(with_owners(("d/e/", number, 0o700 + number), (f"f/x-{number}", 1, 0o600)) for number in range(16))
+    archive = oci_archive(tmp_path / "image.tar", layers)
+    found = []
+    for name, binary in (("client", CTRS[0]), ("transfer", CTRS[-1])):
+        (tmp_path / name).mkdir()
+        with Daemon(tmp_path / name) as daemon:
+            ctr(daemon.socket, "images", "import", "--base-name", BASE, str(archive), binary=binary)
+            with unpacked(daemon.socket, "overlayfs", tmp_path / "files") as folder:
+                files = tree(folder)
+            (tmp_path / "files").rmdir()
+            listed = ctr(daemon.socket, "snapshots", "ls").splitlines()
+            found.append((files, sorted(line.split() for line in listed if line.split()[-1] == "Committed")))
+
+    assert len(found[0][1]) == len(layers)
+    assert found[1] == found[0]
+
+
+@needs_transfer
+def test_layer_that_cannot_be_unpacked_leaves_those_below_it_and_nothing_begun(tmp_path: Path) -> None:
+    layers = [with_owners((f"file-{number}", 0, 0o644)) for number in range(20)]
+    archive = oci_archive(tmp_path / "image.tar", [*layers[:6], b"no archive" * 100, *layers[6:]])
+    with Daemon(tmp_path) as daemon:
+        with pytest.raises(AssertionError, match="failed to extract layer"):
+            ctr(daemon.socket, "images", "import", "--base-name", BASE, str(archive), binary=CTRS[-1])
+        kinds = [line.split()[-1] for line in ctr(daemon.socket, "snapshots", "ls").splitlines()[1:]]
+        whole = oci_archive(tmp_path / "image.tar", layers)
+        ctr(daemon.socket, "images", "import", "--base-name", BASE, str(whole), binary=CTRS[-1])
+        after = [line.split()[-1] for line in ctr(daemon.socket, "snapshots", "ls").splitlines()[1:]]
+
+    assert set(kinds) <= {"Committed"}
+    assert len(kinds) <= 6
+    assert after == ["Committed"] * len(layers)
 
 
 def test_pull_after_the_daemon_was_killed_goes_on_where_it_was(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from moored.plugins.content.local.faults import Unsafe
 from moored.plugins.content.local.layout import (
     BLOB_MODE,
     folder,
+    new_small,
     open_file,
     open_folder,
     read_count,
@@ -55,7 +56,7 @@ class Ingest:
     """An open ingest. The values change only with a call that succeeds.
 
     offset, total: bytes. started_at, updated_at: nanoseconds since 1970. begun: made anew, not resumed. gone: no longer
-    on disk.
+    on disk. closed: its files are.
     """
 
     def __init__(self, ref: str, folder_fd: int, data_fd: int, hasher: hashlib._Hash) -> None:
@@ -65,7 +66,7 @@ class Ingest:
         self._hasher = hasher
         self._unsynced = False
         self._synced = self._hurried = 0
-        self.begun = self.gone = False
+        self.begun = self.gone = self.closed = False
         self.offset = 0
         self.total = 0
         self.started_at = self.updated_at = time.time_ns()
@@ -188,7 +189,10 @@ class Ingest:
         self._unsynced = False
 
     def close(self) -> None:
-        """Close the files."""
+        """Close the files; again is harmless."""
+        if self.closed:
+            return
+        self.closed = True
         os.close(self._data)
         os.close(self.folder)
 
@@ -266,11 +270,11 @@ def _open_data(folder_fd: int) -> int:
 def _begin(folder_fd: int, ref: str, total: int, algorithm: str) -> Ingest:
     _clear(folder_fd)
     now = time.time_ns()
-    write_small(folder_fd, "ref", ref.encode())
-    write_small(folder_fd, "startedat", stamp(now))
-    write_small(folder_fd, "updatedat", stamp(now))
+    new_small(folder_fd, "ref", ref.encode())
+    new_small(folder_fd, "startedat", stamp(now))
+    new_small(folder_fd, "updatedat", stamp(now))
     if total:
-        write_small(folder_fd, "total", str(total).encode())
+        new_small(folder_fd, "total", str(total).encode())
     data = open_file(folder_fd, "data", os.O_RDWR | os.O_CREAT | os.O_EXCL)
     ingest = Ingest(ref, folder_fd, data, hashlib.new(algorithm))
     ingest.total, ingest.started_at, ingest.updated_at = total, now, now

@@ -149,6 +149,19 @@ def write_small(parent: int, name: str, data: bytes) -> None:
     os.rename(temporary, name, src_dir_fd=parent, dst_dir_fd=parent)
 
 
+def new_small(parent: int, name: str, data: bytes) -> None:
+    """Write a small file that is not there yet, in place: for a folder that counts for nothing until more is in it.
+
+    Raises OSError, FileExistsError if it is there.
+    """
+    fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FILE, 0o644, dir_fd=parent)
+    try:
+        while data:
+            data = data[os.write(fd, data) :]
+    finally:
+        os.close(fd)
+
+
 def stamp(ns: int) -> bytes:
     """Give the text of nanoseconds since 1970: `2026-01-02T03:04:05.678Z`, no trailing zeros."""
     seconds, rest = divmod(ns, _SECOND)

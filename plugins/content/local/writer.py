@@ -168,15 +168,17 @@ class Ingests:
     async def commit(self, ingest: Ingest, size: int, expected: Digest | None) -> Info:
         """Make the ingest a blob, as the port's `commit`; the caller has its turn and lets go of it afterwards."""
         stop = Stop()
+        digest = expected or ingest.digest
 
-        def seal() -> Digest:
+        def work() -> Info:
             with about(f"ingest ref {shown(ingest.ref)!r}"):
-                return ingest.seal(size, expected, stop)
+                ingest.seal(size, digest, stop)
+            return self._publish(ingest, digest)
 
         try:
-            digest = await self._workers.run(seal, stop=stop)
+            # One turn of a thread for all of it: handing a small blob over takes longer than the work.
             async with self._publishing.take(digest):
-                return await self._workers.run(lambda: self._publish(ingest, digest))
+                return await self._workers.run(work, stop=stop)
         except Unsafe as error:
             await self._discard(ingest)
             raise DataLoss(str(error)) from error
@@ -199,6 +201,7 @@ class Ingests:
         # What is left over is not whole, and goes with the next writer of the ref or the next start.
         with suppress(OSError):
             remove_entry(self._fd, ingest_name(ingest.ref))
+        ingest.close()
 
     async def _discard(self, ingest: Ingest) -> None:
         await self._workers.run(lambda: self._remove(ingest), always=True)
@@ -229,7 +232,7 @@ class Ingests:
 
     async def _let_go(self, ref: str, hold: Hold) -> None:
         try:
-            if hold.ingest is not None:
+            if hold.ingest is not None and not hold.ingest.closed:
                 await self._workers.run(hold.ingest.close, always=True)
         finally:
             hold.ingest = None

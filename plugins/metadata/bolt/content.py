@@ -157,7 +157,7 @@ class NamespacedContent:
         Raises AlreadyExists if the namespace has the blob, which is then under the lease.
         """
         if wanted is None:
-            opened.append(await self._writes.run(lambda root: blobs.open_ingest(root, caller, ref, "")))
+            opened.append(await self._writes.run_within(lambda root: blobs.open_ingest(root, caller, ref, "")))
             return None
         async with self._backing.digests.take(wanted):
             try:
@@ -174,7 +174,7 @@ class NamespacedContent:
                 opened.append(blobs.open_ingest(root, caller, ref, known.digest if known else ""))
                 return known
 
-            known = await self._writes.run(change)
+            known = await self._writes.run_within(change)
             if not opened:
                 raise AlreadyExists(f"content {wanted}")
             return known
@@ -228,7 +228,7 @@ class NamespacedContent:
             return record
 
         async with self._backing.refs.take((caller.namespace, ref)):
-            record = await self._writes.run(change)
+            record = await self._writes.run_within(change)
             # A shared one is not there, nor one whose opening was cut off.
             with suppress(NotFound), self._backing.leaving_something():
                 await self._raw.abort(record.raw_ref)

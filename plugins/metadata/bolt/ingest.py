@@ -186,7 +186,9 @@ class NamespacedWriter(Closing):
                 ):
                     async for chunk in chunks:
                         await writer.write(chunk)
-            await self._backing.writes.run(lambda root: blobs.unshare_ingest(root, self._caller.namespace, self._ref))
+            await self._backing.writes.run_within(
+                lambda root: blobs.unshare_ingest(root, self._caller.namespace, self._ref)
+            )
         except BaseException:
             await writer.close()
             raise
@@ -264,7 +266,7 @@ class NamespacedWriter(Closing):
             return info
 
         with self._backing.leaving_something():
-            info = await self._backing.writes.run(change)
+            info = await self._backing.writes.run_within(change)
         if info is None:
             raise AlreadyExists(f"content {digest}")
         return info

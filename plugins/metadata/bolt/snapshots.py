@@ -2,6 +2,7 @@
 
     prepare  check against the records ─ raw prepare ──────── add the record
     commit   note it in the record ───── raw commit ───────── move the record; after a crash what is noted is finished
+             (or beside what the raw snapshotter does before its own record)
     remove   remove the record ──────────────────────────────────────────────┐
     sweep                                raw remove of what no record names ─┘
 
@@ -12,11 +13,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar, runtime_checkable
 
 import structlog
 
@@ -50,6 +51,15 @@ def is_inherited(label: str) -> bool:
     return label == SNAPSHOT_REF or label.startswith(_PREFIX)
 
 
+@runtime_checkable
+class CommitsOnce(Protocol):
+    """A raw snapshotter that can measure and sync a snapshot while its commit is being noted."""
+
+    async def commit_once(self, noted: Awaitable[None], name: str, key: str, labels: Labels, parent: str) -> None:
+        """As the port's commit, which takes effect only once `noted` is done; raises what that raises."""
+        ...
+
+
 class NamespacedSnapshotter:
     """The port's Snapshotter for the current namespace and lease, over a raw one of which it is the only user.
 
@@ -71,6 +81,7 @@ class NamespacedSnapshotter:
         self._writes = Writes(database=database, exchange=exchange, changed=changed)
         self._name = name
         self._backend = backend
+        self._once = backend if isinstance(backend, CommitsOnce) else None
         self._busy = Busy()
         self._turns: Turns[tuple[str, str]] = Turns()
         self._numbers: dict[str, int] = {}
@@ -221,7 +232,7 @@ class NamespacedSnapshotter:
                 place.hold(root, key)
             return found
 
-        if not place.lease or await self._writes.run(hold):
+        if not place.lease or await self._writes.run_within(hold):
             raise AlreadyExists(text)
 
     async def _make_raw(self, kind: Kind, record: Record, raw_parent: str) -> list[Mount]:
@@ -234,7 +245,7 @@ class NamespacedSnapshotter:
         made = _now(record)
         add = partial(records.add, place=place, record=made, raw_parent=raw_parent, number=number)
         try:
-            await self._writes.run(
+            await self._writes.run_within(
                 add, (lambda _: ("/snapshot/prepare", told, place.namespace)) if kind is Kind.ACTIVE else None
             )
         except BaseException:
@@ -265,7 +276,7 @@ class NamespacedSnapshotter:
                 )
                 add = partial(records.add, place=place, record=found, raw_parent=raw_parent, number=number)
                 with suppress(AlreadyExists):
-                    await self._writes.run(add)
+                    await self._writes.run_within(add)
             return True
         return False
 
@@ -294,11 +305,13 @@ class NamespacedSnapshotter:
             labels=labels,
         )
         with self._busy.hold(old.raw, commit.raw):
-            await self._writes.run(lambda root: records.begin_commit(root, commit, number))
-            await self._commit_raw(commit, old.raw, raw_parent if commit.rebased else "")
+            noting = asyncio.ensure_future(
+                self._writes.run_within(lambda root: records.begin_commit(root, commit, number))
+            )
+            await self._commit_raw(noting, commit, old.raw, raw_parent if commit.rebased else "")
             told = SnapshotCommit(key=key, name=name, snapshotter=self._name)
             try:
-                await self._writes.run(
+                await self._writes.run_within(
                     lambda root: records.finish_commit(root, commit),
                     lambda _: ("/snapshot/commit", told, place.namespace),
                 )
@@ -307,13 +320,21 @@ class NamespacedSnapshotter:
                 self.dirty = True
                 raise
 
-    async def _commit_raw(self, commit: Commit, raw: str, raw_parent: str) -> None:
+    async def _commit_raw(self, noting: asyncio.Task[None], commit: Commit, raw: str, raw_parent: str) -> None:
+        """Commit in the raw snapshotter, but not before it is noted; one that can makes its files ready meanwhile."""
         names = {raw: commit.key, commit.raw: commit.name, raw_parent: commit.parent}
+        labels = _inherited(commit.labels)
         try:
+            if self._once is None:
+                await noting
             with self._renamed(names):
-                await self._backend.commit(commit.raw, raw, _inherited(commit.labels), raw_parent)
+                if self._once is not None:
+                    await self._once.commit_once(noting, commit.raw, raw, labels, raw_parent)
+                else:
+                    await self._backend.commit(commit.raw, raw, labels, raw_parent)
         except MooredError:
-            await self._writes.run(lambda root: records.drop_commit(root, commit))
+            await noting  # its own error comes first, and then there is nothing to drop
+            await self._writes.run_within(lambda root: records.drop_commit(root, commit))
             raise
 
     async def _update(self, place: Place, name: str, labels: Labels, paths: tuple[str, ...]) -> Info:
@@ -323,13 +344,13 @@ class NamespacedSnapshotter:
         before, after = _inherited(old.labels), _inherited(changed.labels)
         if before == after:
             info = await self._raw_info(old)
-            return _overlaid(info, await self._writes.run(lambda root: records.relabel(root, place, changed)))
+            return _overlaid(info, await self._writes.run_within(lambda root: records.relabel(root, place, changed)))
         # Named one by one, so that the raw snapshotter keeps labels of its own.
         named = [f"labels.{key}" for key in sorted({*before, *after})]
         with self._renamed({old.raw: name}):
             info = await self._backend.update(old.raw, after, named)
         try:
-            return _overlaid(info, await self._writes.run(lambda root: records.relabel(root, place, changed)))
+            return _overlaid(info, await self._writes.run_within(lambda root: records.relabel(root, place, changed)))
         except MooredError:
             with suppress(MooredError):
                 await self._backend.update(old.raw, before, named)
@@ -338,7 +359,7 @@ class NamespacedSnapshotter:
     async def _remove(self, place: Place, name: str) -> None:
         told = SnapshotRemove(key=name, snapshotter=self._name)
         self.dirty = True
-        await self._writes.run(
+        await self._writes.run_within(
             lambda root: records.remove(root, place, name),
             lambda _: ("/snapshot/remove", told, place.namespace),
             deletes=True,

@@ -40,9 +40,16 @@ class Writes:
 
         Raises what `change`, the database and the exchange raise; the change is undone for the first two only.
         """
-        return await to_the_end(self._run(change, event, deletes))
+        return await to_the_end(self.run_within(change, event, deletes=deletes))
 
-    async def _run(self, change: Callable[[Bucket], R], event: Callable[[R], Event] | None, deletes: bool) -> R:
+    async def run_within(
+        self,
+        change: Callable[[Bucket], R],
+        event: Callable[[R], Event] | None = None,
+        *,
+        deletes: bool = False,
+    ) -> R:
+        """As run, within work that goes on to its end itself, and so without a task of its own."""
         result = await self._database.update(change)
         self._changed(deletes)
         if self._exchange is not None and event is not None:

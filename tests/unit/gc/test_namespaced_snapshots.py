@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -272,6 +272,41 @@ def test_record_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     run(tmp_path, test)
 
 
+def test_commit_that_cannot_be_noted_commits_nothing(tmp_path: Path) -> None:
+    async def test(w: World) -> None:
+        s = w.face()
+        await s.prepare("k")
+
+        async def refuse(_: Any) -> None:
+            raise ResourceExhausted("no room")
+
+        real = w.database.update
+        w.database.update = refuse  # type: ignore[method-assign,assignment]
+        await fails_with(ResourceExhausted, s.commit("c", "k"), "no room")
+        w.database.update = real  # type: ignore[method-assign]
+        assert (await w.raw.stat("ns/1/k")).kind is Kind.ACTIVE
+        await s.commit("c", "k")
+        assert (await s.stat("c")).kind is Kind.COMMITTED
+
+    run(tmp_path, test)
+
+
+def test_raw_commit_is_recorded_only_after_it_was_noted(tmp_path: Path) -> None:
+    async def test(w: World) -> None:
+        await w.raw.prepare("k")
+        noted = asyncio.get_running_loop().create_future()
+        committing = asyncio.create_task(w.raw.commit_once(noted, "c", "k"))
+        # its files are ready when another snapshot has been made after them
+        await w.raw.prepare("other")
+        assert (await w.raw.stat("k")).kind is Kind.ACTIVE
+        assert not committing.done()
+        noted.set_result(None)
+        await committing
+        assert (await w.raw.stat("c")).kind is Kind.COMMITTED
+
+    run(tmp_path, test)
+
+
 @pytest.mark.parametrize("after_raw", [False, True])
 @pytest.mark.parametrize("rebase", [False, True])
 def test_commit_that_a_crash_cut_off_is_done_or_not(after_raw: bool, rebase: bool, tmp_path: Path) -> None:
@@ -284,6 +319,10 @@ def test_commit_that_a_crash_cut_off_is_done_or_not(after_raw: bool, rebase: boo
                 await w.raw.commit(name, key, labels, "")
             raise Crash
 
+        async def commit_once(noted: Awaitable[None], *commits: Any) -> None:
+            await noted
+            await commit(*commits)
+
         s = w.face()
         await w.leases.create("l", {})
         await s.prepare("p active")
@@ -291,7 +330,8 @@ def test_commit_that_a_crash_cut_off_is_done_or_not(after_raw: bool, rebase: boo
         with bind(lease="l"):
             await s.prepare("k")
             with suppress(Crash):
-                await w.face(Wrapped(w.raw, commit=commit)).commit("c", "k", {"kept": "1"}, "p" if rebase else "")
+                raw = Wrapped(w.raw, commit=commit, commit_once=commit_once)
+                await w.face(raw).commit("c", "k", {"kept": "1"}, "p" if rebase else "")
         s = w.face()
         if after_raw:
             info = await s.stat("c")
