@@ -15,10 +15,10 @@ import asyncio
 import base64
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from dataclasses import dataclass, replace
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import msgspec
 from structlog.typing import FilteringBoundLogger
@@ -40,6 +40,7 @@ from moored.kernel.ports.objects import Objects
 from moored.kernel.ports.snapshots import REBASE, SNAPSHOT_REF, Snapshotter
 from moored.kernel.turns import Turns
 from moored.kernel.workers import to_the_end
+from moored.plugins.transfer.fetching import Fetch, Fetching
 from moored.plugins.transfer.uppers import on_top, upper_only
 
 INHERITED: Final = "containerd.io/snapshot/"
@@ -51,7 +52,6 @@ AHEAD: Final = 8
 """Layers of an image that are prepared and not committed."""
 _TRIES: Final = 3
 
-Fetch = Callable[[Entry], Awaitable[None]]
 """Gets a layer's blob into the store, under the current lease."""
 Slots = Callable[[], AbstractAsyncContextManager[object]]
 
@@ -173,7 +173,7 @@ class Unpacker:
         decoded = documents.config(await read_blob(self._content, config.digest, MAX_DOCUMENT), config.digest)
         diff_ids = decoded.rootfs.diff_ids
         target = self._target(config, decoded)
-        async with _Fetching(layers, fetch) as fetching:
+        async with Fetching(layers, fetch) as fetching:
             if target is None:
                 await fetching.all()
                 return
@@ -283,7 +283,7 @@ class _Line:
 class _OneImage:
     """The unpacking of one image with one snapshotter."""
 
-    def __init__(self, unpacker: Unpacker, target: Target, snapshotter: Snapshotter, fetching: _Fetching) -> None:
+    def __init__(self, unpacker: Unpacker, target: Target, snapshotter: Snapshotter, fetching: Fetching) -> None:
         self._unpacker = unpacker
         self._target = target
         self._snapshotter = snapshotter
@@ -446,49 +446,6 @@ class _OneImage:
         except NotFound:
             return False
         return True
-
-
-class _Fetching:
-    """The blobs of an image's layers on their way: all of them from the first that is asked for on."""
-
-    def __init__(self, layers: Sequence[Entry], fetch: Fetch) -> None:
-        self._layers = layers
-        self._fetch = fetch
-        self._tasks: dict[int, asyncio.Task[None]] = {}
-        self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        for task in self._tasks.values():
-            task.cancel()
-        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
-        self._failed.cancel()
-
-    async def of(self, number: int) -> None:
-        """Wait for one layer, and raise what any of the layers has failed with."""
-        for other in range(number, len(self._layers)):
-            if other not in self._tasks:
-                self._tasks[other] = asyncio.create_task(self._one(self._layers[other]))
-        await asyncio.wait([self._tasks[number], self._failed], return_when=asyncio.FIRST_COMPLETED)
-        if self._failed.done():
-            self._failed.result()
-        self._tasks[number].result()
-
-    async def _one(self, layer: Entry) -> None:
-        try:
-            await self._fetch(layer)
-        except Exception as error:
-            if not self._failed.done():
-                self._failed.set_exception(error)
-                self._failed.exception()  # whoever waits raises it; nobody may
-            raise
-
-    async def all(self) -> None:
-        """Wait for all layers."""
-        for number in range(len(self._layers)):
-            await self.of(number)
 
 
 async def removed(snapshotter: Snapshotter, key: str) -> None:
