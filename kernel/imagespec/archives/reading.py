@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Annotated, Final, TypeVar
+from typing import Annotated, Any, Final, Self, TypeVar
 
 import msgspec
 
@@ -30,6 +30,10 @@ from moored.kernel.ports.diff import UNCOMPRESSED_LABEL
 MAX_JSON: Final = 20 << 20
 """Bytes of `oci-layout` and `manifest.json`."""
 MAX_MEMBERS: Final = 100_000
+SMALL: Final = 256 << 10
+"""Bytes of a file that is read whole, and stored while the archive is read on."""
+AT_ONCE: Final = 8
+"""Of these at most."""
 MAX_IMAGES: Final = 4096
 INDEX: Final = "index.json"
 LAYOUT: Final = "oci-layout"
@@ -88,10 +92,50 @@ async def read_archive(
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
+class _Aside:
+    """Small files that are being stored while the archive is read on, by name; what is left ends with the block."""
+
+    def __init__(self) -> None:
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            while kind is None and self._tasks:
+                await self._one_less()
+        finally:
+            for task in self._tasks.values():
+                task.cancel()
+            await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+
+    async def add(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        """Begin to store a file once there is room, and an earlier one of its name is stored; raises as `after`."""
+        try:
+            while len(self._tasks) >= AT_ONCE:
+                await self._one_less()
+            await self.after(name)
+        except BaseException:
+            work.close()
+            raise
+        self._tasks[name] = asyncio.create_task(work)
+
+    async def after(self, name: str) -> None:
+        """Wait for an earlier file of that name. Raises what any has failed with."""
+        while name in self._tasks:
+            await self._one_less()
+
+    async def _one_less(self) -> None:
+        await asyncio.wait(self._tasks.values(), return_when=asyncio.FIRST_COMPLETED)
+        for name in [name for name, task in self._tasks.items() if task.done()]:
+            self._tasks.pop(name).result()
+
+
 async def _stored(store: LabelledContentStore, source: tar.Input) -> _Contents:
     contents = _Contents()
     count = 0
-    async with aclosing(tar.members(source)) as members:
+    async with _Aside() as aside, aclosing(tar.members(source)) as members:
         async for member in members:
             count += 1
             if count > MAX_MEMBERS:
@@ -99,11 +143,11 @@ async def _stored(store: LabelledContentStore, source: tar.Input) -> _Contents:
             if member.kind == "link":
                 contents.links[member.name] = member.target
             elif member.kind == "file":
-                await _take(store, member, contents)
+                await _take(store, member, contents, aside)
     return contents
 
 
-async def _take(store: LabelledContentStore, member: tar.Member, contents: _Contents) -> None:
+async def _take(store: LabelledContentStore, member: tar.Member, contents: _Contents, aside: _Aside) -> None:
     if member.name == LAYOUT:
         contents.layout = _json(await member.whole(MAX_JSON), Layout, LAYOUT)
     elif member.name == MANIFEST:
@@ -111,11 +155,27 @@ async def _take(store: LabelledContentStore, member: tar.Member, contents: _Cont
     else:
         if member.name == INDEX and member.size > MAX_DOCUMENT:
             raise InvalidArgument(f"{INDEX} of the archive has {member.size} bytes, at most {MAX_DOCUMENT} are read")
+        if member.size <= SMALL:
+            data = await member.whole(SMALL)
+            await aside.add(member.name, _take_blob(store, member, _in_one(data), contents))
+            return
+        await aside.after(member.name)
         async with aclosing(member.pieces()) as pieces:
-            try:
-                contents.blobs[member.name] = await _ingested(store, f"tar-{member.name}", pieces, member.size)
-            except Unknown as error:
-                raise Unknown(f'failed to ingest "{member.name[:256]}": {error.text}') from error
+            await _take_blob(store, member, pieces, contents)
+
+
+async def _take_blob(
+    store: LabelledContentStore, member: tar.Member, pieces: AsyncIterator[bytes], contents: _Contents
+) -> None:
+    try:
+        contents.blobs[member.name] = await _ingested(store, f"tar-{member.name}", pieces, member.size)
+    except Unknown as error:
+        raise Unknown(f'failed to ingest "{member.name[:256]}": {error.text}') from error
+
+
+async def _in_one(data: bytes) -> AsyncGenerator[bytes]:
+    if data:
+        yield data
 
 
 def _json(data: bytes, kind: type[J], name: str) -> J:

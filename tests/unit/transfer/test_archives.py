@@ -98,6 +98,36 @@ async def test_stale_ingest_of_the_same_name_does_not_spoil_an_import(tmp_path: 
         assert await here.names() == {f"{PREFIX}:latest": made.target["digest"]}
 
 
+def joined(*archives: bytes) -> bytes:
+    """One archive of the files of several, in their order; a name may come again."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        for one in archives:
+            with tarfile.open(fileobj=io.BytesIO(one)) as parts:
+                for member in parts:
+                    archive.addfile(member, parts.extractfile(member))
+    return out.getvalue()
+
+
+@on_loop
+async def test_last_of_several_files_of_a_name_counts(tmp_path: Path) -> None:
+    older, newer = image(), image(tar_of({"newer": b"1"}))
+    async with world(tmp_path) as here:
+        await here.import_(joined(layout(older), layout(newer)))
+
+        assert await here.names() == {f"{PREFIX}:latest": newer.target["digest"]}
+
+
+@on_loop
+async def test_bytes_under_many_names_are_one_blob(tmp_path: Path) -> None:
+    made = image()
+    copies = {f"copy/{number}": made.blobs[made.layers[0]["digest"]] for number in range(40)}
+    async with world(tmp_path) as here:
+        await here.import_(layout(made, **copies))
+
+        assert set(await here.left()) == set(made.blobs)
+
+
 # --- what must be refused ---------------------------------------------------------------------------------------------
 
 
