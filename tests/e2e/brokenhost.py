@@ -25,7 +25,8 @@ class BrokenHost:
 
     def run(self, words: Sequence[str], **env: str) -> Done:
         """Run a program there."""
-        into = ["nsenter", "--target", str(self.pid), "--mount", *(["--net"] if self.net else [])]
+        # The root too: entering a mount namespace leaves a chroot.
+        into = ["nsenter", "--target", str(self.pid), "--mount", "--root", *(["--net"] if self.net else [])]
         done = subprocess.run(
             [*into, *words],
             stdin=subprocess.DEVNULL,
