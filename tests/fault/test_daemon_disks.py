@@ -439,7 +439,7 @@ def test_failing_call_of_an_import_fails_it_alone(
             when += 1 + when // 6
             assert when < 300
         assert "Traceback" not in daemon.text()
-    assert len(outcomes) > 3
+    assert len(outcomes) > 1
 
 
 @needs_strace
