@@ -125,8 +125,8 @@ def _lives(file: Path) -> bool:
 
 
 def write_document(path: Path, document: Mapping[str, Any]) -> None:
-    """Replace a file by a JSON document, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.new")
+    """Replace a file by a JSON document, whole or not at all; several processes may do so at once."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with temporary.open("w") as file:
             json.dump(document, file)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import os
 import re
@@ -65,8 +66,18 @@ def is_public(address: Address) -> bool:
     return address.is_global and not address.is_multicast
 
 
+OUT_OF_BOUNDS: Final = errno.ENOTNAM
+"""An errno that no connection fails with: of several errors the connector keeps nothing else, if all have the same."""
+
+
 class OutOfBounds(OSError):
     """A connection would go where servers may not send to."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(OUT_OF_BOUNDS, text)
+
+    def __str__(self) -> str:
+        return str(self.strerror)
 
 
 def guarded_socket(policy: Policy) -> Callable[[Any], socket.socket]:

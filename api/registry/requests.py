@@ -26,6 +26,7 @@ from moored.api.registry.auth import Answer, Authorizer
 from moored.api.registry.bodies import bounded
 from moored.api.registry.hosts import Host, Tls
 from moored.api.registry.network import (
+    OUT_OF_BOUNDS,
     OutOfBounds,
     guarded_socket,
     place,
@@ -396,8 +397,8 @@ def _not_connected(error: Exception, where: str, said: str) -> Exception:
     cause = error
     if isinstance(error, aiohttp.ClientConnectorError):
         cause, said = error.os_error, error.os_error.strerror or str(error.os_error)
-    if isinstance(cause, OutOfBounds):
-        return PermissionDenied(f"{where} may not be asked: {cause}")
+    if isinstance(cause, OSError) and cause.errno == OUT_OF_BOUNDS:
+        return PermissionDenied(f"{where} may not be asked: {cause.strerror}")
     if isinstance(error, aiohttp.ConnectionTimeoutError):
         return DeadlineExceeded(f"{where} cannot be connected to in time")
     if isinstance(error, aiohttp.ClientConnectorCertificateError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -135,7 +135,9 @@ async def receive(call: Any) -> bytes:
     got, window = bytearray(), 0
     while True:
         if window < 65536:
-            await call.write(packed(bytes_pb2.WindowUpdate(update=65536)))
+            # The other end may have sent all and be gone.
+            with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+                await call.write(packed(bytes_pb2.WindowUpdate(update=65536)))
             window += 65536
         message = await call.read()
         if message is grpc.aio.EOF:

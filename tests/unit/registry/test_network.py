@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
+import socket
 
 import pytest
+from aiohappyeyeballs import start_connection
 from yarl import URL
 
 from moored.api.registry.network import (
+    OUT_OF_BOUNDS,
     OutOfBounds,
+    guarded_socket,
     is_public,
     place,
     proxy_for,
@@ -114,6 +119,19 @@ def test_addresses_that_are_not_the_internets(address: str) -> None:
 def test_addresses_of_the_internet(address: str) -> None:
     assert is_public(ipaddress.ip_address(address))
     refuse_private(address, Policy(deny_private=True))
+
+
+def test_host_with_two_addresses_out_of_bounds_is_told_as_one_with_one() -> None:
+    both = [
+        (socket.AF_INET6, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", ("::1", 9, 0, 0)),
+        (socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", ("127.0.0.1", 9)),
+    ]
+    guarded = guarded_socket(Policy(deny_private=True))
+
+    with pytest.raises(OSError, match=r"127\.0\.0\.1 is a private address") as raised:
+        asyncio.run(start_connection(both, happy_eyeballs_delay=0.25, socket_factory=guarded))
+
+    assert raised.value.errno == OUT_OF_BOUNDS
 
 
 def test_networks_can_be_excepted() -> None:
