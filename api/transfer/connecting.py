@@ -9,11 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from moored.api.registry.client import Registry
-from moored.api.registry.credentials import Credentials, nobody
+from moored.api.registry.credentials import nobody
 from moored.api.registry.hosts import hosts_of
 from moored.api.registry.settings import Settings
+from moored.api.transfer.secrets import SecretLookup
 from moored.kernel.imagespec import references
-from moored.kernel.ports.transfer import AskSecret, Repository
+from moored.kernel.ports.transfer import Repository
 
 
 @asynccontextmanager
@@ -31,19 +32,8 @@ async def connected(
     own = replace(
         settings or Settings(),
         headers=repository.headers,
-        credentials=nobody if repository.secret is None else _Lookup(repository.secret),
+        credentials=nobody if repository.secret is None else SecretLookup(repository.secret),
         trace=repository.trace,
     )
     async with Registry(reference, hosts, own) as registry:
         yield registry
-
-
-class _Lookup:
-    """Asks the client who it is to a host."""
-
-    def __init__(self, ask: AskSecret) -> None:
-        self._ask = ask
-
-    async def __call__(self, host: str) -> Credentials | None:
-        found = await self._ask(host)
-        return None if found is None else Credentials(found.user, found.secret, found.header)

@@ -20,11 +20,11 @@ from moored.api.client.transfers.streams import (
 from moored.api.client.transfers.tasks import beside
 from moored.api.client.wire import platform_message
 from moored.api.convert import pack
-from moored.api.registry.credentials import Credentials
 from moored.api.services.transfer.v1 import transfer_pb2, transfer_pb2_grpc
+from moored.api.transfer.secrets import SecretLookup
 from moored.api.types.transfer import imagestore_pb2, importexport_pb2, registry_pb2
 from moored.kernel.errors import Unimplemented
-from moored.kernel.ports.transfer import ArchiveSink, ArchiveSource, AskSecret, Report, Repository, StoredImages
+from moored.kernel.ports.transfer import ArchiveSink, ArchiveSource, Report, Repository, StoredImages
 
 Work: TypeAlias = Coroutine[Any, Any, None]
 
@@ -105,24 +105,13 @@ class _Ends:
         )
         if end.secret is not None:
             resolver.auth_stream, stream = await self._stack.enter_async_context(opened(self._calls, "auth"))
-            self.meanwhile.append(answer_questions(stream, _Asked(end.secret)))
+            self.meanwhile.append(answer_questions(stream, SecretLookup(end.secret)))
         return registry_pb2.OCIRegistry(reference=end.reference, resolver=resolver)
 
     def drop(self) -> None:
         """Forget what was to be done."""
         for work in (*self.to_the_end, *self.meanwhile):
             work.close()
-
-
-class _Asked:
-    """Looks credentials up where a transfer says."""
-
-    def __init__(self, ask: AskSecret) -> None:
-        self._ask = ask
-
-    async def __call__(self, host: str) -> Credentials | None:
-        found = await self._ask(host)
-        return None if found is None else Credentials(found.user, found.secret, found.header)
 
 
 def _stored_images(end: StoredImages) -> Message:
