@@ -11,7 +11,7 @@ import click
 
 from moored.api.cli.completing import containers
 from moored.api.cli.settings import Settings, global_options, pass_settings
-from moored.kernel.errors import FailedPrecondition, MooredError
+from moored.kernel.errors import FailedPrecondition
 
 if TYPE_CHECKING:
     from moored.api.cli.identity import Notes
@@ -42,7 +42,7 @@ def attach(
     """
     from moored.api.cli import identity, terminal
     from moored.api.cli.exec import running_task
-    from moored.api.cli.failing import OWN, Failed, start_status
+    from moored.api.cli.failing import start_failures
     from moored.api.cli.joining import NOBODY_READS, Left, Manner, join
     from moored.api.cli.running import leave
     from moored.api.cli.session import run
@@ -75,11 +75,8 @@ def attach(
             return NOBODY_READS
         return ended.status & 0xFF
 
-    try:
+    with start_failures(own=1):
         status = run(settings, body)
-    except MooredError as error:
-        found = start_status(error)
-        raise Failed(error.text, 1 if found == OWN else found) from error
     ctx.exit(status)
 
 

@@ -66,7 +66,7 @@ def exec_(
     """
     from moored.api.cli import identity, terminal
     from moored.api.cli.asked import Asked, environment
-    from moored.api.cli.failing import OWN, Failed, start_status
+    from moored.api.cli.failing import OWN, start_failures
     from moored.api.cli.joining import Left, Manner, join
     from moored.api.cli.session import run
     from moored.api.client.stdio import NULL, PIPES, PIPES_AND_STDIN, TERMINAL
@@ -107,11 +107,8 @@ def exec_(
         await process.delete()
         return ended.status & 0xFF
 
-    try:
+    with start_failures(own=1):
         status = run(settings, body)
-    except MooredError as error:
-        found = start_status(error)
-        raise Failed(error.text, 1 if found == OWN else found) from error
     ctx.exit(status)
 
 

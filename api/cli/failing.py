@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 import click
@@ -47,3 +49,13 @@ def start_status(error: MooredError) -> int:
     if _NOT_RUNNABLE.search(error.text):
         return NOT_RUNNABLE
     return OWN
+
+
+@contextmanager
+def start_failures(own: int = OWN) -> Iterator[None]:
+    """Raise an error of the set as Failed, with the status that `start_status` gives it, but `own` for OWN."""
+    try:
+        yield
+    except MooredError as error:
+        found = start_status(error)
+        raise Failed(error.text, own if found == OWN else found) from error

@@ -9,7 +9,6 @@ import click
 from moored.api.cli import output
 from moored.api.cli.asked import asked, container_options
 from moored.api.cli.settings import Settings, long_global_options, pass_settings
-from moored.kernel.errors import MooredError
 
 _PASS_ON = {"ignore_unknown_options": False, "allow_interspersed_args": False, "help_option_names": ["--help"]}
 
@@ -42,12 +41,10 @@ def run(ctx: click.Context, settings: Settings, /, *, detach_keys: str | None, s
     """
     wanted = asked(values)
     from moored.api.cli import running
-    from moored.api.cli.failing import Failed, start_status
+    from moored.api.cli.failing import start_failures
 
-    try:
+    with start_failures():
         status = running.run(settings, wanted, detach_keys, pass_signals=sig_proxy)
-    except MooredError as error:
-        raise Failed(error.text, start_status(error)) from error
     ctx.exit(status)
 
 

@@ -8,7 +8,7 @@ import click
 
 from moored.api.cli.completing import containers
 from moored.api.cli.settings import Settings, global_options_without_a, pass_settings
-from moored.kernel.errors import InvalidArgument, MooredError
+from moored.kernel.errors import InvalidArgument
 
 if TYPE_CHECKING:
     from moored.api.client import Client
@@ -56,7 +56,7 @@ def start(
     if len(names) > 1:
         raise InvalidArgument("only one container can be attached to at a time")
     from moored.api.cli import terminal
-    from moored.api.cli.failing import Failed, start_status
+    from moored.api.cli.failing import start_failures
     from moored.api.cli.joining import Manner
     from moored.api.cli.session import run
 
@@ -76,7 +76,6 @@ def start(
         )
         return await running.attend(place, container, manner, remove=notes.remove)
 
-    try:
-        ctx.exit(run(settings, body))
-    except MooredError as error:
-        raise Failed(error.text, start_status(error)) from error
+    with start_failures():
+        status = run(settings, body)
+    ctx.exit(status)

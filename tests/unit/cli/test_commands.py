@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from moored.api.cli.completion import SHELLS, script
-from moored.api.cli.failing import start_status
+from moored.api.cli.failing import Failed, start_failures, start_status
 from moored.api.cli.main import COMMANDS, root
 from moored.api.cli.man import commands, page, reference
 from moored.kernel.errors import Unknown
@@ -123,6 +123,16 @@ def test_the_reference_has_every_command():
 )
 def test_the_status_of_a_start_that_failed_tells_why(text, status):
     assert start_status(Unknown(text)) == status
+
+
+@pytest.mark.parametrize(
+    ("own", "text", "status"), [(125, "x", 125), (1, "x", 1), (1, "exec /x: no such file or directory", 127)]
+)
+def test_an_error_of_a_start_ends_moorctl_with_its_status_or_that_of_errors_of_its_own(own, text, status):
+    with pytest.raises(Failed) as raised, start_failures(own):
+        raise Unknown(text)
+
+    assert (raised.value.message, raised.value.exit_code) == (text, status)
 
 
 def test_the_reference_in_docs_is_the_present_one():
