@@ -1,4 +1,4 @@
-"""Environments with separately built packages installed by pip."""
+"""Environments with separately built packages installed by pip, and one daemon a module that `moorctl` asks."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import subprocess
 import sys
 import sysconfig
 import venv
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from e2e.moorctl import Moorctl, moorctl, nothing_is_left
 
 PACKAGES = Path(__file__).parents[1] / "packages"
 IMPORT_ROOT = Path(__file__).parents[2] / "contrib" / "dev"
@@ -41,3 +43,17 @@ def _make(folder: Path, packages: tuple[str, ...]) -> str:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
     return str(python)
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[Moorctl]:
+    """`moorctl` on a daemon of the module's own."""
+    with moorctl() as made:
+        yield made
+
+
+@pytest.fixture
+def nothing_of_moorctl_is_left(world: Moorctl) -> Iterator[None]:
+    """Fail a test that leaves containers behind; a module that wants more says so in one of the same name."""
+    yield
+    nothing_is_left(world)

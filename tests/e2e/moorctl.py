@@ -180,3 +180,10 @@ def free_of(made: Moorctl) -> list[str]:
     folders = [Path(made.env["MOORCTL_ROOT"]), Path(made.env["MOORCTL_RUN"]), Path(made.env["MOORCTL_FIFO_DIR"])]
     patterns = ("*/*/containers/*", "netns/*", "*")
     return [str(path) for folder, pattern in zip(folders, patterns, strict=True) for path in folder.glob(pattern)]
+
+
+def nothing_is_left(made: Moorctl) -> None:
+    """Fail if there are containers, or anything of them in moorctl's own folders."""
+    listed, files = made.does("ps", "-aq"), free_of(made)
+    assert listed == "", f"containers are left: {listed}"
+    assert files == [], f"files of containers are left: {files}"

@@ -13,18 +13,12 @@ import pytest
 from daemons import Daemon
 from e2e.brokenhost import BrokenHost, broken_host, install, programs_without
 from e2e.containers import short_folder
-from e2e.moorctl import PROGRAM, Moorctl, moorctl, needs_moorctl
+from e2e.moorctl import PROGRAM, Moorctl, needs_moorctl
 from moored.api.cli.home import home
 
 pytestmark = needs_moorctl
 
 PLUGINS = next((folder for folder in ("/opt/cni/bin", "/usr/lib/cni") if (Path(folder) / "bridge").exists()), "")
-
-
-@pytest.fixture(scope="module")
-def world() -> Iterator[Moorctl]:
-    with moorctl() as made:
-        yield made
 
 
 @pytest.fixture

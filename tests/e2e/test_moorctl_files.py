@@ -4,27 +4,13 @@ from __future__ import annotations
 
 import io
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from e2e.moorctl import IMAGE, Moorctl, free_of, moorctl, needs_moorctl
+from e2e.moorctl import IMAGE, needs_moorctl
 
-pytestmark = needs_moorctl
-
-
-@pytest.fixture(scope="module")
-def world() -> Iterator[Moorctl]:
-    with moorctl() as made:
-        yield made
-
-
-@pytest.fixture(autouse=True)
-def nothing_of_moorctl_is_left(world: Moorctl) -> Iterator[None]:
-    yield
-    assert world.does("ps", "-aq") == ""
-    assert free_of(world) == []
+pytestmark = [*needs_moorctl, pytest.mark.usefixtures("nothing_of_moorctl_is_left")]
 
 
 @pytest.fixture

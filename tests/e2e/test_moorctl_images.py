@@ -9,23 +9,16 @@ from pathlib import Path
 import pytest
 
 from e2e.containers import eventually
-from e2e.moorctl import IMAGE, Moorctl, free_of, moorctl, needs_moorctl
+from e2e.moorctl import IMAGE, Moorctl, needs_moorctl, nothing_is_left
 from e2e.registries import needs_registry, serving
 
-pytestmark = needs_moorctl
+pytestmark = [*needs_moorctl, pytest.mark.usefixtures("nothing_of_moorctl_is_left")]
 
 
-@pytest.fixture(scope="module")
-def world() -> Iterator[Moorctl]:
-    with moorctl() as made:
-        yield made
-
-
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def nothing_of_moorctl_is_left(world: Moorctl) -> Iterator[None]:
     yield
-    assert world.does("ps", "-aq") == ""
-    assert free_of(world) == []
+    nothing_is_left(world)
     assert world.does("images", "-q") == f"{IMAGE}\n"
 
 

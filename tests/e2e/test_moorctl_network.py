@@ -14,28 +14,21 @@ from pathlib import Path
 import pytest
 
 from e2e.containers import eventually
-from e2e.moorctl import IMAGE, Moorctl, free_of, moorctl, needs_moorctl
+from e2e.moorctl import IMAGE, Moorctl, needs_moorctl, nothing_is_left
 from moored.api.cli.network.cni import PLUGIN_FOLDERS
 
 needs_cni = pytest.mark.skipif(
     not any(Path(folder, "bridge").exists() for folder in PLUGIN_FOLDERS) or not shutil.which("iptables"),
     reason="needs CNI plugins and iptables",
 )
-pytestmark = [*needs_moorctl, needs_cni]
+pytestmark = [*needs_moorctl, needs_cni, pytest.mark.usefixtures("nothing_of_moorctl_is_left")]
 SERVER = ("busybox", "httpd", "-f", "-p", "80", "-h", "/etc")
 
 
-@pytest.fixture(scope="module")
-def world() -> Iterator[Moorctl]:
-    with moorctl() as made:
-        yield made
-
-
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def nothing_of_moorctl_is_left(world: Moorctl) -> Iterator[None]:
     yield
-    assert world.does("ps", "-aq") == ""
-    assert free_of(world) == []
+    nothing_is_left(world)
     ipam = world.place.folder / "ipam" / "bridge"
     assert [path.name for path in ipam.glob("*") if path.name[0].isdigit()] == []
     rules = subprocess.run(["iptables-save", "-t", "nat"], capture_output=True, text=True, check=True).stdout

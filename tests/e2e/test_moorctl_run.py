@@ -4,29 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from e2e.containers import eventually
-from e2e.moorctl import IMAGE, Moorctl, free_of, moorctl, needs_moorctl
+from e2e.moorctl import IMAGE, Moorctl, free_of, needs_moorctl
 
-pytestmark = needs_moorctl
+pytestmark = [*needs_moorctl, pytest.mark.usefixtures("nothing_of_moorctl_is_left")]
 QUICK = ("run", "--rm", "--net", "none")
-
-
-@pytest.fixture(scope="module")
-def world() -> Iterator[Moorctl]:
-    with moorctl() as made:
-        yield made
-
-
-@pytest.fixture(autouse=True)
-def nothing_of_moorctl_is_left(world: Moorctl) -> Iterator[None]:
-    yield
-    assert world.does("ps", "-aq") == ""
-    assert free_of(world) == []
 
 
 # --- exit statuses ----------------------------------------------------------------------------------------------------

@@ -6,30 +6,16 @@ import os
 import pty
 import subprocess
 import termios
-from collections.abc import Iterator
 
 import pytest
 
 from e2e.containers import eventually
-from e2e.moorctl import IMAGE, Moorctl, free_of, moorctl, needs_moorctl
+from e2e.moorctl import IMAGE, Moorctl, needs_moorctl
 
-pytestmark = needs_moorctl
+pytestmark = [*needs_moorctl, pytest.mark.usefixtures("nothing_of_moorctl_is_left")]
 SHELL = ("run", "--rm", "-it", "--net", "none", "-e", "PS1=ready> ", IMAGE, "sh")
 DETACH = "\x10\x11"
 CTRL_C, CTRL_D = "\x03", "\x04"
-
-
-@pytest.fixture(scope="module")
-def world() -> Iterator[Moorctl]:
-    with moorctl() as made:
-        yield made
-
-
-@pytest.fixture(autouse=True)
-def nothing_of_moorctl_is_left(world: Moorctl) -> Iterator[None]:
-    yield
-    assert world.does("ps", "-aq") == ""
-    assert free_of(world) == []
 
 
 def test_a_shell_is_talked_to_and_its_status_passed_on(world):

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from e2e.moorctl import IMAGE, Moorctl, free_of, moorctl, needs_moorctl
+from e2e.moorctl import IMAGE, Moorctl, moorctl, needs_moorctl, nothing_is_left
 
-pytestmark = needs_moorctl
+pytestmark = [*needs_moorctl, pytest.mark.usefixtures("nothing_of_moorctl_is_left")]
 QUICK = ("run", "--rm", "--net", "none")
 DECLARING = "test/declaring:1"
 
@@ -32,11 +32,10 @@ def world() -> Iterator[Moorctl]:
             made.does("rmi", DECLARING)
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def nothing_of_moorctl_is_left(world: Moorctl) -> Iterator[None]:
     yield
-    assert world.does("ps", "-aq") == ""
-    assert free_of(world) == []
+    nothing_is_left(world)
     world.does("prune", "-f", "--volumes")
     assert volumes(world) == []
 
