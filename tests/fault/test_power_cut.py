@@ -1,8 +1,7 @@
 """Power cuts under load: the disk as it was at random moments, and what a fresh daemon makes of it.
 
-The daemon's root is an ext4 in a file on a btrfs that shares extents, so that a copy of the file takes no time and is
-the disk at one moment: what was submitted is in it, what only the page cache has is not. MOORED_TEST_CUTS says how many
-(12), MOORED_TEST_SEED where the randomness begins.
+The daemon's root is on the disk of `powercut`. MOORED_TEST_CUTS says how many (12), MOORED_TEST_SEED where the
+randomness begins.
 """
 
 from __future__ import annotations
@@ -10,9 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-import shutil
 import signal
-import subprocess
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -28,56 +25,18 @@ from fault.load_writers import NAMESPACES, WRITERS, Client, connected, store_and
 from fault.test_kill_daemon import CONFIG, SEED
 from moored.api.services.images.v1 import images_pb2
 from moored.api.services.leases.v1 import leases_pb2
-from unit.snapshots.world import image
+from powercut import Disk, disk_in, needs_disk
 
 CUTS = int(os.environ.get("MOORED_TEST_CUTS", "12"))
-SIZE = 192 << 20
 SNAPSHOTTER = "overlayfs"
 
-pytestmark = [
-    pytest.mark.root,
-    pytest.mark.skipif(os.geteuid() != 0, reason="mounts file systems"),
-    pytest.mark.skipif(not shutil.which("mkfs.btrfs") or not shutil.which("mkfs.ext4"), reason="needs mkfs"),
-]
-
-
-class Disk:
-    """The ext4 that the daemon lives on, and copies of it."""
-
-    def __init__(self, folder: Path, btrfs: Path) -> None:
-        self.folder = folder
-        self.file = btrfs / "disk"
-        self.btrfs = btrfs
-        self.cuts = 0
-
-    def cut(self) -> Path:
-        """The disk as it is now."""
-        self.cuts += 1
-        copy = self.btrfs / f"cut-{self.cuts}"
-        subprocess.run(["cp", "--reflink=always", str(self.file), str(copy)], check=True)
-        return copy
-
-    @contextmanager
-    def mounted(self, copy: Path) -> Generator[Path]:
-        """A copy, after the file system has put itself right; it is gone after the block."""
-        place = self.folder / copy.name
-        place.mkdir()
-        subprocess.run(["mount", "-o", "loop", str(copy), str(place)], check=True)
-        try:
-            yield place
-        finally:
-            subprocess.run(["umount", str(place)], check=True)
-            copy.unlink()
+pytestmark = needs_disk
 
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Generator[Disk]:
-    btrfs = tmp_path / "btrfs"
-    with (
-        image(tmp_path / "outer", 1 << 30, "mkfs.btrfs", "-q", place=btrfs),
-        image(btrfs / "disk", SIZE, "mkfs.ext4", "-q", place=tmp_path / "disk"),
-    ):
-        yield Disk(tmp_path, btrfs)
+    with disk_in(tmp_path) as made:
+        yield made
 
 
 def daemon_on(folder: Path, root: Path) -> Daemon:

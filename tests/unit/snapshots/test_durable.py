@@ -3,33 +3,23 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Generator
 from pathlib import Path
 
 import pytest
 
-from fault.test_power_cut import SIZE, Disk
 from moored.kernel.workers import Stop
 from moored.plugins.snapshots.durable import MOST, WORTH, Durability, unwritten_bytes
 from moored.plugins.snapshots.tree import FOLDER
-from unit.snapshots.world import image
+from powercut import Disk, disk_in, needs_disk
 
-pytestmark = [
-    pytest.mark.root,
-    pytest.mark.skipif(os.geteuid() != 0, reason="mounts file systems"),
-    pytest.mark.skipif(not shutil.which("mkfs.btrfs") or not shutil.which("mkfs.ext4"), reason="needs mkfs"),
-]
+pytestmark = needs_disk
 
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Generator[Disk]:
-    btrfs = tmp_path / "btrfs"
-    with (
-        image(tmp_path / "outer", 1 << 30, "mkfs.btrfs", "-q", place=btrfs),
-        image(btrfs / "disk", SIZE, "mkfs.ext4", "-q", place=tmp_path / "disk"),
-    ):
-        yield Disk(tmp_path, btrfs)
+    with disk_in(tmp_path) as made:
+        yield made
 
 
 def durability(tmp_path: Path, unwritten: int) -> Durability:
