@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Awaitable
 from types import TracebackType
 from typing import Self
 
@@ -24,8 +25,13 @@ class Closing(ABC):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        try:
-            await self.close()
-        except MooredError:
-            if kind is None:
-                raise
+        await at_end(self.close(), error)
+
+
+async def at_end(closing: Awaitable[object], error: BaseException | None) -> None:
+    """Await what ends a block that is left with `error`. Its own error is raised, unless the block's says more."""
+    try:
+        await closing
+    except MooredError:
+        if error is None:
+            raise

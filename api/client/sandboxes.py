@@ -19,6 +19,7 @@ from moored.api.client.wire import mount_messages, nanoseconds, platform_of, typ
 from moored.api.sandboxes import any_message, from_message, moment, to_message, typed
 from moored.api.services.sandbox.v1 import sandbox_pb2 as pb
 from moored.api.services.sandbox.v1 import sandbox_pb2_grpc
+from moored.kernel.closing import at_end
 from moored.kernel.errors import MooredError, NotFound
 from moored.kernel.imagespec.platforms import Platform
 from moored.kernel.namespaces import validate_identifier
@@ -224,9 +225,5 @@ class Sandbox:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        try:
-            with suppress(NotFound):
-                await self.delete()
-        except MooredError:
-            if error is None:
-                raise
+        with suppress(NotFound):
+            await at_end(self.delete(), error)

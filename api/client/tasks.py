@@ -32,7 +32,8 @@ from moored.api.services.tasks.v1 import tasks_pb2 as pb
 from moored.api.services.tasks.v1 import tasks_pb2_grpc
 from moored.api.types.runc.options import oci_pb2
 from moored.api.types.task import task_pb2
-from moored.kernel.errors import FailedPrecondition, MooredError, NotFound
+from moored.kernel.closing import at_end
+from moored.kernel.errors import FailedPrecondition, NotFound
 from moored.kernel.ports.images import Descriptor
 from moored.kernel.ports.tasks import Exit, Metric, ProcessInfo, ProcessState, Status, Stdio
 
@@ -163,10 +164,7 @@ class Process:
     ) -> None:
         try:
             with suppress(NotFound):
-                await self.delete(force=True)
-        except MooredError:
-            if error is None:
-                raise
+                await at_end(self.delete(force=True), error)
         finally:
             self._streams.close()
 
