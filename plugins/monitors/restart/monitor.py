@@ -115,10 +115,11 @@ class RestartMonitor:
             state = await self._tasks.get(container.id)
         except NotFound:
             state = None
-        # Whoever ends or starts a task for good writes the label first; that of the list may be older than the state.
-        container = await self._objects.containers.get(container.id)
+        if not _agrees(container, state):
+            # Whoever ends or starts a task for good writes the label first: the listed one may be older than the state.
+            container = await self._objects.containers.get(container.id)
         wanted = container.labels.get(STATUS, "")
-        if state is not None and state.status.name.lower() == wanted:
+        if state is not None and _agrees(container, state):
             self._as_wanted(name)
         elif wanted == "running":
             if self._may_start(name, container, state):
@@ -221,6 +222,12 @@ class RestartMonitor:
 
     def _seconds(self) -> float:
         return self._clock() / SECOND_NS
+
+
+def _agrees(container: Container, state: ProcessState | None) -> bool:
+    """Whether a task is as its container's label wants it; None is no task."""
+    wanted = container.labels.get(STATUS, "")
+    return wanted == ("stopped" if state is None else state.status.name.lower())
 
 
 def _restarts_so_far(container: Container) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from moored.kernel.conformance import refuses
 from moored.kernel.conformance.tasks import spec
 from moored.kernel.errors import InvalidArgument, NotFound, Unavailable
 from moored.kernel.namespaces import bind
+from moored.kernel.ports.containers import Container
 from moored.kernel.ports.daemon import Outcome
 from moored.kernel.ports.mounts import Mount
 from moored.kernel.ports.tasks import CreateTask, ProcessState, Status, Stdio
@@ -309,6 +311,32 @@ async def test_label_that_changes_before_the_task_does_decides(
         found = await watch.state()
         assert found is not None
         assert found.status is Status[status]
+
+
+@on_loop
+async def test_only_containers_whose_tasks_are_not_as_wanted_are_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with watched(tmp_path) as watch:
+        containers = watch.world.objects.containers
+        for name, status in (("runs", "running"), ("ends", "running"), ("never", "stopped")):
+            await watch.world.container(name, labels=labels(status=status))
+        await watch.run("runs")
+        await watch.run("ends")
+        await watch.kill("ends")
+        get, read = containers.get, Counter[str]()
+
+        async def counted(id_: str) -> Container:
+            read[id_] += 1
+            return await get(id_)
+
+        monkeypatch.setattr(containers, "get", counted)
+        # The tasks read each once, for themselves.
+        await watch.look()
+        assert (read.pop("runs"), read.pop("never")) == (1, 1)
+        assert read.pop("ends") > 1
+        await watch.look()
+        assert read == {"runs": 1, "ends": 1, "never": 1}
 
 
 @on_loop
