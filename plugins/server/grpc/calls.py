@@ -1,8 +1,7 @@
 """Runs every gRPC call: bytes to messages, headers to context, errors to codes; observers and policies see each call.
 
-Services register their generated handlers with a `Registrar`; `Calls` keeps them by full name, each wrapped once. The
-server itself moves bytes only, so that a message which does not parse or is too long is answered as Go's server
-answers it (semantics 1.1).
+Services register their generated handlers with a `Registrar`; `Calls` keeps them by full name. A message which does not
+parse or is too long is answered as Go's server answers it (semantics 1.1).
 """
 
 from __future__ import annotations
@@ -10,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import inspect
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import CoroutineType
 from typing import Any
 
@@ -29,23 +28,24 @@ from moored.kernel.errors import (
     ResourceExhausted,
     Unauthenticated,
     Unimplemented,
+    Unknown,
 )
 from moored.kernel.namespaces import LEASE, NAMESPACE
 from moored.kernel.plugin import HookRegistrar
 from moored.kernel.ports.metrics import CallObserver
+from moored.plugins.server.grpc.call import Call
 
-NAMESPACE_HEADER = "containerd-namespace"
-LEASE_HEADER = "containerd-lease"
 UNKNOWN = "unknown"
 """Service and method under which observers are told of calls that nobody serves; clients cannot make up new names."""
-SETTLE_SECONDS = 0.005
-"""How long the end of a client's messages waits for the news that the client has in fact gone (see `Stream.read`)."""
+SETTLE_SECONDS = 0.002
+"""How long the refusal of a stream waits whose first message has not come.
 
-_STATUS = {status.value[0]: status for status in grpc.StatusCode}
+grpc.aio's clients report INTERNAL when a call ends while they are still busy with having sent its headers.
+"""
+
 _CODE_NAMES = {
-    status: "OK" if status is grpc.StatusCode.OK else "".join(word.title() for word in status.name.split("_"))
-    for status in grpc.StatusCode
-} | {grpc.StatusCode.CANCELLED: "Canceled"}
+    status.value[0]: "".join(word.title() for word in status.name.split("_")) for status in grpc.StatusCode
+} | {0: "OK", 1: "Canceled"}
 """Codes as Go names them."""
 
 Deserialize = Callable[[bytes], Any]
@@ -62,23 +62,30 @@ class Method:
     behaviour: Callable[[Any, Any], Any]
     deserialize: Deserialize
     serialize: Serialize
-    label: tuple[str, str, str]
+    path: str = field(init=False)
+    client_streams: bool = field(init=False)
+    server_streams: bool = field(init=False)
+    label: tuple[str, str, str] = field(init=False)
     """What observers are told: kind, service and name."""
 
-    @property
-    def path(self) -> str:
-        """The full name, as requests carry it."""
-        return f"/{self.service}/{self.name}"
+    def __post_init__(self) -> None:
+        """Work out once what every call asks for."""
+        derived = {
+            "path": f"/{self.service}/{self.name}",
+            "client_streams": self.kind in ("client_stream", "bidi_stream"),
+            "server_streams": self.kind in ("server_stream", "bidi_stream"),
+            "label": (self.kind, self.service, self.name),
+        }
+        for name, value in derived.items():
+            object.__setattr__(self, name, value)
 
-    @property
-    def client_streams(self) -> bool:
-        """Whether the client sends any number of messages."""
-        return self.kind in ("client_stream", "bidi_stream")
 
-    @property
-    def server_streams(self) -> bool:
-        """Whether the server sends any number of messages."""
-        return self.kind in ("server_stream", "bidi_stream")
+@dataclass(frozen=True, slots=True)
+class Details:
+    """What generic handlers are asked with, see grpc.HandlerCallDetails."""
+
+    method: str
+    invocation_metadata: Any
 
 
 class Registrar:
@@ -102,10 +109,11 @@ class Registrar:
         return self._calls.owners
 
 
-class Calls(grpc.GenericRpcHandler):
+class Calls:
     """Every method of one server. Register first, then serve; all of it on one event loop.
 
     hooks        asked for `moored_admit` where somebody implements it
+    max_receive  bytes of the longest request
     max_send     bytes of the longest answer
     common_name  what the client's certificate must be for; "" asks for none
     """
@@ -116,12 +124,14 @@ class Calls(grpc.GenericRpcHandler):
         observers: Sequence[CallObserver],
         hooks: HookRegistrar,
         log: FilteringBoundLogger,
+        max_receive: int,
         max_send: int,
         common_name: str = "",
     ) -> None:
         self.owners: dict[str, str] = {}
         self.running: set[asyncio.Task[Any]] = set()
-        self._methods: dict[str, Any] = {}
+        self.max_receive = max_receive
+        self._methods: dict[str, Method] = {}
         self._generic: list[Any] = []
         self._observers = Observers(observers, log)
         self._hooks = hooks
@@ -138,7 +148,7 @@ class Calls(grpc.GenericRpcHandler):
         self._own(owner, service)
         for name, handler in handlers.items():
             method = _method(service, name, handler)
-            self._methods[method.path] = self._wrapped(method)
+            self._methods[method.path] = method
 
     def add_generic(self, owner: str, handler: Any) -> None:
         """Ask a generic handler for methods that no service named; stubs of old generators register nothing else."""
@@ -150,95 +160,67 @@ class Calls(grpc.GenericRpcHandler):
         if (first := self.owners.setdefault(service, owner)) != owner:
             raise AlreadyExists(f"gRPC service {service!r} of {owner!r} is already served by {first!r}")
 
-    def service(self, handler_call_details: Any) -> Any:
-        """The handler of a call; one for every call, as those to nobody are answered and counted too."""
-        path: str = handler_call_details.method
+    def find(self, path: str, metadata: Any) -> Method:
+        """The method of a call; one for every call, as those to nobody are answered and counted too."""
         if (known := self._methods.get(path)) is not None:
             return known
         service, _, name = path.removeprefix("/").rpartition("/")
         for generic in self._generic:
-            if (handler := generic.service(handler_call_details)) is not None:
-                return self._methods.setdefault(path, self._wrapped(_method(service, name, handler)))
-        return self._wrapped(self._missing(service, name))
+            if (handler := generic.service(Details(path, metadata))) is not None:
+                return self._methods.setdefault(path, _method(service, name, handler))
+        known_service = service in self.owners
+        text = f"unknown method {name} for service {service}" if known_service else f"unknown service {service}"
 
-    def _missing(self, service: str, name: str) -> Method:
-        known = service in self.owners
-        text = f"unknown method {name} for service {service}" if known else f"unknown service {service}"
-
-        async def refuse(_requests: Any, _context: Any) -> None:
+        def refuse(_requests: Any, _context: Any) -> None:
             raise Unimplemented(text, bare=True)
 
         # In the form of a stream, whose request nobody waits for.
-        return Method("bidi_stream", UNKNOWN, UNKNOWN, refuse, bytes, bytes, ("bidi_stream", UNKNOWN, UNKNOWN))
+        return Method("bidi_stream", UNKNOWN, UNKNOWN, refuse, bytes, bytes)
 
-    def _wrapped(self, method: Method) -> Any:
-        if not method.client_streams and not method.server_streams:
-
-            async def unary(raw: bytes, context: Any) -> bytes | None:
-                return await self._run(method, context, lambda: self._unary(method, raw, context))
-
-            return grpc.unary_unary_rpc_method_handler(unary)
-
-        async def single(raw: bytes, context: Any) -> bytes | None:
-            return await self._run(method, context, lambda: self._server_stream(method, raw, context))
-
-        async def many(_requests: Any, context: Any) -> bytes | None:
-            return await self._run(method, context, lambda: self._client_stream(method, context))
-
-        if not method.client_streams:
-            return grpc.unary_stream_rpc_method_handler(single)
-        if not method.server_streams:
-            return grpc.stream_unary_rpc_method_handler(many)
-        return grpc.stream_stream_rpc_method_handler(many)
-
-    async def _run(self, method: Method, context: Any, work: Callable[[], Awaitable[bytes | None]]) -> bytes | None:
+    async def serve(self, call: Call) -> None:
         """One call from its headers to its status; the task's own context holds namespace and lease."""
         began = time.perf_counter()
         task = asyncio.current_task()
         assert task is not None
+        method = call.method
         self.running.add(task)
         self._observers.tell("started", method)
-        code = grpc.StatusCode.UNKNOWN
+        code = 2
         try:
-            _bind_headers(context)
-            self._check_peer(context)
-            answer = await work()
-            code = _code_of(context)
+            NAMESPACE.set(call.request.namespace)
+            LEASE.set(call.request.lease)
+            if self._common_name:
+                self._check_peer(call)
+            await (self._unary if method.kind == "unary" else self._streamed)(method, call)
+            code = 0 if call.status is None else _number(call.status)
+            call.end(code, call.text)
         except grpc.aio.AbortError:
-            code = _code_of(context)
-            raise
+            code = _number(call.code())
+            call.end(code, call.text)
         except asyncio.CancelledError as error:
-            if task.cancelling():
-                expired = context.time_remaining() == 0
-                code = grpc.StatusCode.DEADLINE_EXCEEDED if expired else grpc.StatusCode.CANCELLED
-                raise
-            # Not the client gave up but something inside; grpc.aio would leave the client waiting for ever.
-            code, text = self._status(method, error)
-            await context.abort(code, text)
+            # Either somebody gave the call up, or it was something inside: that is answered too.
+            code, text = call.interruption() if task.cancelling() else self._status(method, error)
+            call.end(code, text)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - a request ends here, and nothing else with it
             code, text = self._status(method, error)
-            await context.abort(code, text)
-        else:
-            return answer
+            if method.client_streams and not call.incoming.begun:
+                await asyncio.sleep(SETTLE_SECONDS)
+            call.end(code, text)
         finally:
             self.running.discard(task)
             self._observers.tell("handled", method, _CODE_NAMES[code], time.perf_counter() - began)
-        return None
 
-    def _status(self, method: Method, error: BaseException) -> tuple[grpc.StatusCode, str]:
+    def _status(self, method: Method, error: BaseException) -> tuple[int, str]:
         """The status that stands for an error; what no service means to raise is logged with its traceback."""
         if isinstance(error, NotImplementedError):
             # What generated servicer classes raise for a method that the service left out.
             error = Unimplemented(f"method {method.name} not implemented", bare=True)
         elif not _is_meant(error):
             self._log.error("call failed", method=method.path, exc_info=error)
-        number, text = to_status(error)
-        return _STATUS[number], text
+        return to_status(error)
 
-    def _check_peer(self, context: Any) -> None:
-        if not self._common_name:
-            return
-        names = [name.decode("utf-8", "replace") for name in context.auth_context().get("x509_common_name", ())]
+    def _check_peer(self, call: Call) -> None:
+        names = [name.decode() for name in call.peer_identities() or ()]
         if self._common_name not in names:
             raise Unauthenticated(f"client certificate is for {names}, wanted common name {self._common_name!r}")
 
@@ -254,26 +236,38 @@ class Calls(grpc.GenericRpcHandler):
         if reason is not None:
             raise PermissionDenied(str(reason))
 
-    async def _unary(self, method: Method, raw: bytes, context: Any) -> bytes:
-        request = self.decode(method, raw)
+    async def _unary(self, method: Method, call: Call) -> None:
+        request = await self._request(method, call)
         self._admit(method, request)
-        return self.encode(method, await _settled(method.behaviour(request, context)))
+        answer = await _settled(method.behaviour(request, call))
+        await self._answer(method, call, answer)
 
-    async def _server_stream(self, method: Method, raw: bytes, context: Any) -> None:
-        request = self.decode(method, raw)
-        self._admit(method, request)
-        stream = Stream(self, method, context)
-        await _send_all(method.behaviour(request, stream), stream)
-
-    async def _client_stream(self, method: Method, context: Any) -> bytes | None:
+    async def _streamed(self, method: Method, call: Call) -> None:
+        if not method.client_streams:
+            request = await self._request(method, call)
+            self._admit(method, request)
+            await _send_all(method.behaviour(request, call), call)
+            return
         self._admit(method, None)
-        stream = Stream(self, method, context)
-        async with aclosing(stream.messages()) as requests:
-            found = method.behaviour(requests, stream)
+        async with aclosing(call.messages()) as requests:
+            found = method.behaviour(requests, call)
             if method.server_streams:
-                await _send_all(found, stream)
-                return None
-            return self.encode(method, await _settled(found))
+                await _send_all(found, call)
+            else:
+                await self._answer(method, call, await _settled(found))
+
+    async def _request(self, method: Method, call: Call) -> Any:
+        raw = await call.read_raw()
+        if raw is None:
+            raise Unknown("EOF", bare=True)
+        return self.decode(method, raw)
+
+    async def _answer(self, method: Method, call: Call, answer: Any) -> None:
+        raw = self.encode(method, answer)
+        if call.status is None and not call.text:
+            await call.answer(raw)
+        elif not call.status or _number(call.status) == 0:
+            await call.write_raw(raw)
 
     def decode(self, method: Method, raw: bytes) -> Any:
         """A message from its bytes. Raises Internal in the words of Go's server."""
@@ -295,37 +289,6 @@ class Calls(grpc.GenericRpcHandler):
             raise ResourceExhausted(text, bare=True)
         self._observers.tell("sent", method)
         return raw
-
-
-class Stream:
-    """The context that the handler of a stream is given: `read` and `write` move messages, the rest is grpc.aio's."""
-
-    def __init__(self, calls: Calls, method: Method, context: Any) -> None:
-        self._calls = calls
-        self._method = method
-        self._context = context
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._context, name)
-
-    async def read(self) -> Any:
-        """The next message, or grpc.aio.EOF. Raises Internal for one that does not parse."""
-        raw = await self._context.read()
-        if raw is grpc.aio.EOF:
-            # A client that was killed looks like one that has said all, until its cancellation arrives just after.
-            await asyncio.sleep(SETTLE_SECONDS)
-            return raw
-        return self._calls.decode(self._method, raw)
-
-    def write(self, message: Any) -> Awaitable[None]:
-        """Send one message; waits until the client has room for it."""
-        sending: Awaitable[None] = self._context.write(self._calls.encode(self._method, message))
-        return sending
-
-    async def messages(self) -> AsyncGenerator[Any]:
-        """All messages up to the end of them."""
-        while (message := await self.read()) is not grpc.aio.EOF:
-            yield message
 
 
 class Observers:
@@ -364,7 +327,6 @@ def _method(service: str, name: str, handler: Any) -> Method:
         behaviour,
         handler.request_deserializer or bytes,
         handler.response_serializer or bytes,
-        (kind, service, name),
     )
 
 
@@ -372,31 +334,20 @@ async def _settled(found: Any) -> Any:
     return await found if type(found) is CoroutineType or inspect.isawaitable(found) else found
 
 
-async def _send_all(found: Any, stream: Stream) -> None:
+async def _send_all(found: Any, call: Call) -> None:
     """Run the handler of a stream: an async generator's messages are sent, a coroutine writes its own."""
     if inspect.isawaitable(found):
         await found
         return
     async with aclosing(found) as messages:
         async for message in messages:
-            await stream.write(message)
+            await call.write(message)
 
 
-def _bind_headers(context: Any) -> None:
-    namespace: str | None = None
-    lease: str | None = None
-    for key, value in context.invocation_metadata() or ():
-        if key == NAMESPACE_HEADER and namespace is None:
-            namespace = value
-        elif key == LEASE_HEADER and lease is None:
-            lease = value
-    NAMESPACE.set(namespace or "")
-    LEASE.set(lease or "")
-
-
-def _code_of(context: Any) -> grpc.StatusCode:
-    code = context.code()
-    return code if isinstance(code, grpc.StatusCode) else _STATUS.get(code or 0, grpc.StatusCode.UNKNOWN)
+def _number(code: Any) -> int:
+    """A code as number: handlers give a StatusCode, or a number; one that is none is UNKNOWN."""
+    number = code.value[0] if isinstance(code, grpc.StatusCode) else code
+    return number if number in _CODE_NAMES else 2
 
 
 def _is_meant(error: BaseException) -> bool:

@@ -5,28 +5,30 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
-import urllib.parse
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager, closing
+import ssl
+from collections.abc import AsyncGenerator, Collection, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
-
-import grpc
-import grpc.aio
 
 from moored.kernel.errors import FailedPrecondition, InvalidArgument
 from moored.kernel.plugin import InitContext
 from moored.kernel.ports.metrics import METRICS
 from moored.kernel.ports.services import GRPC
 from moored.plugins.server.grpc.calls import Calls
+from moored.plugins.server.grpc.connection import Connection
 from moored.plugins.server.unixsocket import claim
 
 GRACE = 1.0
 """Seconds that running calls get to end by themselves when the listener stops; subscriptions never do."""
 CUT = 1.0
 """Seconds that handlers get to react to being cancelled after that."""
-MAX_STREAMS = 65536
-"""Calls at once on one connection. High, because an engine holds one waiting call for each of its containers."""
+BACKLOG = 4096
+"""Clients that may wait to be accepted, as Go's listeners let them."""
+ACCEPTED = 64
+"""How many are accepted before others get their turn."""
+FULL_SECONDS = 0.5
+"""Until clients are accepted again after the daemon had no room for one more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +38,13 @@ class GrpcListener:
     address: str
 
 
-def new_calls(ctx: InitContext[Any], *, max_send: int, common_name: str = "") -> Calls:
+def new_calls(ctx: InitContext[Any], *, max_receive: int, max_send: int, common_name: str = "") -> Calls:
     """All started services, ready to be served, under all started observers; one that cannot be is left out."""
     calls = Calls(
         observers=list(ctx.all(METRICS).values()),
         hooks=ctx.hooks,
         log=ctx.log,
+        max_receive=max_receive,
         max_send=max_send,
         common_name=common_name,
     )
@@ -56,31 +59,31 @@ def new_calls(ctx: InitContext[Any], *, max_send: int, common_name: str = "") ->
 
 
 @asynccontextmanager
-async def on_unix(calls: Calls, address: str, *, uid: int, gid: int, max_receive: int) -> AsyncGenerator[GrpcListener]:
+async def on_unix(calls: Calls, address: str, *, uid: int, gid: int) -> AsyncGenerator[GrpcListener]:
     """Serve on a unix socket. Raises what `unixsocket.claim` raises."""
     with claim(address, uid, gid) as place:
-        server = _server(calls, max_receive)
-        _bind(server, f"unix:{urllib.parse.quote(str(place.bind_path))}", address, None)
-        async with _running(server, calls):
+        async with _served(calls, [place.bound()], None):
             place.publish()
             yield GrpcListener(address)
 
 
 @asynccontextmanager
-async def on_tcp(
-    calls: Calls, address: str, *, credentials: grpc.ServerCredentials | None, max_receive: int
-) -> AsyncGenerator[GrpcListener]:
+async def on_tcp(calls: Calls, address: str, *, tls: ssl.SSLContext | None) -> AsyncGenerator[GrpcListener]:
     """Serve on HOST:PORT; port 0 takes a free one. Raises InvalidArgument, FailedPrecondition.
 
-    Without credentials only loopback addresses are possible: who may call this API is root on its host.
+    Without tls only loopback addresses are possible: who may call this API is root on its host.
     """
     host, port = split_address(address)
-    if credentials is None and not is_loopback(host):
+    if tls is None and not is_loopback(host):
         raise FailedPrecondition(f"address {address!r} is open to other hosts and needs tls_cert and tls_key")
     shown = f"[{host}]" if ":" in host else host
-    server = _server(calls, max_receive)
-    real = _bind(server, f"{shown or '[::]'}:{port}", address, credentials)
-    async with _running(server, calls):
+    try:
+        sockets = await asyncio.to_thread(_bound, host, port)
+    except OSError as error:
+        why = (error.strerror or str(error)).lower()
+        raise FailedPrecondition(f"cannot listen on {address!r}: {why}") from error
+    real = sockets[0].getsockname()[1]
+    async with _served(calls, sockets, tls):
         yield GrpcListener(f"{shown}:{real}")
 
 
@@ -102,50 +105,116 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _server(calls: Calls, max_receive: int) -> grpc.aio.Server:
-    options = [
-        ("grpc.max_receive_message_length", max_receive),
-        ("grpc.max_send_message_length", -1),  # Calls checks it, with Go's text
-        ("grpc.max_concurrent_streams", MAX_STREAMS),
-        ("grpc.so_reuseport", 0),
-        # Go clients ping as often as they like, also while no call is open, and must not be sent away for it.
-        ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", 1000),
-        ("grpc.http2.max_ping_strikes", 0),
-    ]
-    return grpc.aio.server(handlers=(calls,), options=options)
-
-
-def _bind(server: grpc.aio.Server, target: str, address: str, credentials: grpc.ServerCredentials | None) -> int:
+def _bound(host: str, port: int) -> list[socket.socket]:
+    """A socket for each address of the host, all of them on one port. Raises OSError."""
+    if not host:
+        both = socket.has_dualstack_ipv6()
+        family = socket.AF_INET6 if both else socket.AF_INET
+        return [socket.create_server(("", port), family=family, dualstack_ipv6=both)]
+    found: list[socket.socket] = []
     try:
-        if credentials is None:
-            return server.add_insecure_port(target)
-        return server.add_secure_port(target, credentials)
-    except RuntimeError as error:
-        # The library keeps the reason to itself.
-        raise FailedPrecondition(f"cannot listen on {address!r}: {_why(target) or error}") from error
-
-
-def _why(target: str) -> str:
-    if target.startswith("unix:"):
-        return ""
-    host, port = split_address(target)
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with closing(socket.socket(family)) as probe:
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            return (error.strerror or str(error)).lower()
-    return ""
+        for family, _, _, _, place in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+            wanted = (place[0], port or (found[0].getsockname()[1] if found else 0))
+            found.append(socket.create_server(wanted, family=family))
+    except BaseException:
+        for one in found:
+            one.close()
+        raise
+    return found
 
 
 @asynccontextmanager
-async def _running(server: grpc.aio.Server, calls: Calls) -> AsyncGenerator[None]:
-    """Started inside; in the end calls get GRACE, then are cancelled and their handlers get CUT to notice."""
-    await server.start()
+async def _served(calls: Calls, sockets: Sequence[socket.socket], tls: ssl.SSLContext | None) -> AsyncGenerator[None]:
+    """Accept inside; in the end calls get GRACE, then are cancelled and their handlers get CUT to notice."""
+    clients = Clients(calls, tls)
     try:
+        for one in sockets:
+            clients.accept(one)
         yield
     finally:
-        await server.stop(GRACE)
-        if calls.running:
-            await asyncio.wait(tuple(calls.running), timeout=CUT)
+        await clients.end()
+
+
+class Clients:
+    """Accepts connections, and ends them."""
+
+    def __init__(self, calls: Calls, tls: ssl.SSLContext | None) -> None:
+        self._calls = calls
+        self._tls = tls
+        self._loop = asyncio.get_running_loop()
+        self._listening: set[socket.socket] = set()
+        self._opening: set[asyncio.Task[None]] = set()
+        self._open: dict[Connection, asyncio.Future[None]] = {}
+
+    def accept(self, listening: socket.socket) -> None:
+        """Take clients of a socket from here on; it is closed at the end."""
+        listening.setblocking(False)
+        listening.listen(BACKLOG)
+        self._listening.add(listening)
+        self._loop.add_reader(listening, self._accept, listening)
+
+    def _accept(self, listening: socket.socket) -> None:
+        for _ in range(ACCEPTED):
+            try:
+                found, _ = listening.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError:
+                # No descriptors, or no memory: those who wait go on waiting, and are not asked about all the time.
+                self._loop.remove_reader(listening)
+                self._loop.call_later(FULL_SECONDS, self._accept_again, listening)
+                return
+            found.setblocking(False)
+            task = self._loop.create_task(self._connect(found))
+            self._opening.add(task)
+            task.add_done_callback(self._opening.discard)
+
+    def _accept_again(self, listening: socket.socket) -> None:
+        if listening in self._listening:
+            self._loop.add_reader(listening, self._accept, listening)
+
+    async def _connect(self, found: socket.socket) -> None:
+        if found.family != socket.AF_UNIX:
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        # A client that does not get through the handshake of TLS is its own business.
+        with suppress(OSError):
+            await self._loop.connect_accepted_socket(self._connection, found, ssl=self._tls)
+
+    def _connection(self) -> Connection:
+        return Connection(self._calls, self._opened, self._closed)
+
+    def _opened(self, connection: Connection) -> None:
+        self._open[connection] = self._loop.create_future()
+
+    def _closed(self, connection: Connection) -> None:
+        if (closed := self._open.pop(connection, None)) is not None and not closed.done():
+            closed.set_result(None)
+
+    async def end(self) -> None:
+        """Accept nobody more, let the calls end, cancel those that do not, and close."""
+        for listening in self._listening:
+            self._loop.remove_reader(listening)
+            listening.close()
+        self._listening.clear()
+        # What was accepted is begun to be connected: only then does cancelling it close it.
+        await asyncio.sleep(0)
+        for task in tuple(self._opening):
+            task.cancel()
+        await asyncio.gather(*self._opening, return_exceptions=True)
+        for connection in tuple(self._open):
+            connection.leave()
+        await _wait(self._calls.running, GRACE)
+        for connection in tuple(self._open):
+            connection.cut()
+        await _wait(self._calls.running, CUT)
+        for connection in tuple(self._open):
+            connection.close()
+        await _wait(self._open.values(), CUT)
+        for connection in tuple(self._open):
+            connection.abort()
+        await _wait(self._open.values(), CUT)
+
+
+async def _wait(for_: Collection[asyncio.Future[Any]], seconds: float) -> None:
+    if for_:
+        await asyncio.wait(tuple(for_), timeout=seconds)

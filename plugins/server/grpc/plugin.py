@@ -49,9 +49,9 @@ async def open_(ctx: InitContext[Config]) -> AsyncGenerator[Listener]:
         raise Skip("no address configured")
     from moored.plugins.server.grpc.listener import new_calls, on_unix
 
-    calls = new_calls(ctx, max_send=config.max_send_message_size or MAX_MESSAGE)
-    receive = config.max_recv_message_size or MAX_MESSAGE
-    async with on_unix(calls, config.address, uid=config.uid, gid=config.gid, max_receive=receive) as listener:
+    receive, send = config.max_recv_message_size or MAX_MESSAGE, config.max_send_message_size or MAX_MESSAGE
+    calls = new_calls(ctx, max_receive=receive, max_send=send)
+    async with on_unix(calls, config.address, uid=config.uid, gid=config.gid) as listener:
         ctx.facts.exports["address"] = listener.address
         yield listener
 
@@ -65,12 +65,12 @@ async def open_tcp(ctx: InitContext[TcpConfig]) -> AsyncGenerator[Listener]:
     if config.tls_common_name and not config.tls_ca:
         raise InvalidArgument("tls_common_name is set and needs tls_ca, or no client shows a certificate")
     from moored.plugins.server.grpc.listener import new_calls, on_tcp
-    from moored.plugins.server.grpc.tls import server_credentials
+    from moored.plugins.server.grpc.tls import server_tls
 
-    credentials = server_credentials(config.tls_cert, config.tls_key, config.tls_ca)
-    calls = new_calls(ctx, max_send=config.max_send_message_size or MAX_MESSAGE, common_name=config.tls_common_name)
-    receive = config.max_recv_message_size or MAX_MESSAGE
-    async with on_tcp(calls, config.address, credentials=credentials, max_receive=receive) as listener:
+    tls = server_tls(config.tls_cert, config.tls_key, config.tls_ca)
+    receive, send = config.max_recv_message_size or MAX_MESSAGE, config.max_send_message_size or MAX_MESSAGE
+    calls = new_calls(ctx, max_receive=receive, max_send=send, common_name=config.tls_common_name)
+    async with on_tcp(calls, config.address, tls=tls) as listener:
         ctx.facts.exports["address"] = listener.address
         yield listener
 
