@@ -8,16 +8,20 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Final
 
 from structlog.typing import FilteringBoundLogger
 
 from moored.kernel.errors import FailedPrecondition, InvalidArgument, MooredError, ResourceExhausted, Unavailable
-from moored.kernel.filters import Filter, compile_filters
+from moored.kernel.filters import Filter, Path, compile_filters
 from moored.kernel.namespaces import validate_identifier
 from moored.kernel.payloads import Packed, Payload
 from moored.kernel.ports.events import Envelope, Fields, validate_envelope, validate_topic
 
-Watcher = Callable[[Envelope, Fields], None]
+Watcher = Callable[[str, "Sent"], None]
+
+MAX_TOPICS: Final = 1024
+"""Topics that are known to be well formed; publishers choose them."""
 
 
 @dataclass(slots=True)
@@ -29,13 +33,14 @@ class Bounds:
 
 
 class LocalExchange:
-    """See Exchange. `watch` is called with each event after the subscribers have got it, and never raises."""
+    """See Exchange. `watch` is called with each topic and event after the subscribers have got it, and never raises."""
 
     def __init__(self, bounds: Bounds, log: FilteringBoundLogger, watch: Watcher) -> None:
         self.bounds = bounds
         self._log = log
         self._watch = watch
         self._subscribers: dict[Subscriber, None] = {}
+        self._topics: set[str] = set()
         self._stopped = False
 
     @property
@@ -48,17 +53,13 @@ class LocalExchange:
         if not namespace:
             raise FailedPrecondition("failed publishing event: namespace is required")
         validate_identifier(namespace, "failed publishing event: namespace validation")
-        validate_topic(topic)
-        packed = event.pack() if isinstance(event, Payload) else event
-        now = time.time_ns()
-        if packed is None:
-            self._send(Envelope(now, namespace, topic))
-        else:
-            self._send(Envelope(now, namespace, topic, packed.type_url, packed.value))
+        self._validate_topic(topic)
+        self._send(Sent(namespace, topic, event))
 
     async def forward(self, envelope: Envelope) -> None:
         """See Exchange."""
-        self._send(validate_envelope(envelope))
+        validate_envelope(envelope)
+        self._send(Sent(envelope.namespace, envelope.topic, None, envelope))
 
     @asynccontextmanager
     async def subscribe(self, *filters: str) -> AsyncGenerator[AsyncIterator[Envelope]]:
@@ -81,18 +82,69 @@ class LocalExchange:
         while self._subscribers:
             self._subscribers.popitem()[0].end(_stopped())
 
-    def _send(self, envelope: Envelope) -> None:
+    def _validate_topic(self, topic: str) -> None:
+        if topic in self._topics:
+            return
+        validate_topic(topic)
+        if len(self._topics) < MAX_TOPICS:
+            self._topics.add(topic)
+
+    def _send(self, sent: Sent) -> None:
         self._check_running()
-        fields = Fields(envelope)
         for subscriber in tuple(self._subscribers):
-            if not subscriber.offer(envelope, fields):
+            if not subscriber.offer(sent):
                 del self._subscribers[subscriber]
                 self._log.warning("subscriber fell behind", events=subscriber.lost, filtered=subscriber.filtered)
-        self._watch(envelope, fields)
+        self._watch(sent.topic, sent)
 
     def _check_running(self) -> None:
         if self._stopped:
             raise _stopped()
+
+
+class Sent:
+    """An event on its way, as filters see it. Its message is packed when somebody wants it, which is rarely so."""
+
+    __slots__ = ("_envelope", "_event", "_fields", "namespace", "topic")
+
+    def __init__(
+        self, namespace: str, topic: str, event: Payload | Packed | None, envelope: Envelope | None = None
+    ) -> None:
+        """Take an event of this moment, or the envelope that it came in."""
+        self.namespace = namespace
+        self.topic = topic
+        self._event = event
+        self._envelope = envelope
+        self._fields: Fields | None = None
+
+    @property
+    def envelope(self) -> Envelope:
+        """What subscribers get."""
+        if self._envelope is None:
+            now, event = time.time_ns(), self._event
+            if event is None:
+                self._envelope = Envelope(now, self.namespace, self.topic)
+            else:
+                packed = event.pack() if isinstance(event, Payload) else event
+                self._envelope = Envelope(now, self.namespace, self.topic, packed.type_url, packed.value)
+        return self._envelope
+
+    @property
+    def fields(self) -> Fields:
+        """Its envelope as filters see it, with the decoded payload."""
+        if self._fields is None:
+            self._fields = Fields(self.envelope)
+        return self._fields
+
+    def field(self, path: Path) -> tuple[str, bool]:
+        """See `kernel.filters.Adaptor`."""
+        match path[0]:
+            case "topic":
+                return self.topic, bool(self.topic)
+            case "namespace":
+                return self.namespace, bool(self.namespace)
+            case _:
+                return self.fields.field(path)
 
 
 class Subscriber:
@@ -112,10 +164,11 @@ class Subscriber:
         """Whether it wants less than everything."""
         return not self._wanted.matches_all
 
-    def offer(self, envelope: Envelope, fields: Fields) -> bool:
+    def offer(self, sent: Sent) -> bool:
         """Take an event if it is wanted; False if there is no room for it, which ends the subscription."""
-        if not self._wanted.match(fields):
+        if not self._wanted.match(sent):
             return True
+        envelope = sent.envelope
         size = len(envelope.payload or b"")
         room = self._bounds.payload_bytes - self._pending_bytes
         if len(self._pending) >= self._bounds.events or (self._pending and size > room):

@@ -11,8 +11,8 @@ from structlog.typing import FilteringBoundLogger
 
 from moored.kernel.config import setting
 from moored.kernel.plugin import HookRegistrar, InitContext, Registration
-from moored.kernel.ports.events import EVENT, Envelope, Exchange, Fields
-from moored.plugins.events.exchange.exchange import Bounds, LocalExchange, Watcher
+from moored.kernel.ports.events import EVENT, Exchange
+from moored.plugins.events.exchange.exchange import Bounds, LocalExchange, Sent, Watcher
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,15 +48,16 @@ TOLD = ("images", "containers", "snapshot", "tasks")
 def _watcher(hooks: HookRegistrar, log: FilteringBoundLogger) -> Watcher:
     hook = hooks.hook.moored_object_event
 
-    def watch(envelope: Envelope, fields: Fields) -> None:
-        if not hook.get_hookimpls() or envelope.topic.split("/", 2)[1] not in TOLD:
+    def watch(topic: str, sent: Sent) -> None:
+        if not hook.get_hookimpls() or topic.split("/", 2)[1] not in TOLD:
             return
-        event = dataclasses.asdict(fields.payload) if fields.payload is not None else {}
+        payload = sent.fields.payload
+        event = dataclasses.asdict(payload) if payload is not None else {}
         try:
-            hook(namespace=envelope.namespace, topic=envelope.topic, event=event)
+            hook(namespace=sent.namespace, topic=topic, event=event)
         except Exception:
             # What happened has happened, whatever a listener makes of it.
-            log.exception("hook failed", hook="moored_object_event", topic=envelope.topic)
+            log.exception("hook failed", hook="moored_object_event", topic=topic)
 
     return watch
 

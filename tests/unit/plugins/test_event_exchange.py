@@ -18,13 +18,14 @@ from moored.api.services.events.v1 import events_pb2_grpc as rpc
 from moored.api.services.ttrpc.events.v1.events_pb2 import ForwardRequest
 from moored.api.ttrpc.client import connect
 from moored.api.types.event_pb2 import Envelope as EnvelopeMessage
+from moored.kernel import payloads
 from moored.kernel.conformance import fails_with
 from moored.kernel.errors import InvalidArgument, ResourceExhausted, Unavailable
 from moored.kernel.hooks import hookimpl
 from moored.kernel.payloads import ContentCreate, ImageCreate, Packed, TaskExit
 from moored.kernel.plugin import InitContext, Registration
 from moored.kernel.ports.events import EVENT, Exchange
-from moored.plugins.events.exchange.exchange import Bounds, LocalExchange
+from moored.plugins.events.exchange.exchange import MAX_TOPICS, Bounds, LocalExchange
 from moored.plugins.events.exchange.plugin import Config, reconfigure
 
 EXCHANGE = "io.containerd.event.v1.exchange"
@@ -78,6 +79,44 @@ async def test_hook_gets_the_fields_of_object_events_alone(tmp_path: Path) -> No
         ("two", "/tasks/exit", {}),
         ("two", "/tasks/exit", fields),
     ]
+
+
+@on_loop
+async def test_event_is_packed_once_and_only_for_those_who_want_it() -> None:
+    packed = []
+
+    class Told(ImageCreate):
+        def pack(self) -> Packed:
+            packed.append(self.name)
+            return super().pack()
+
+    source = exchange()
+    async with (
+        source.subscribe('topic=="/b"') as some,
+        source.subscribe('topic=="/b",namespace==one') as same,
+        source.subscribe('topic=="/x",event.name==a'),
+    ):
+        await source.publish("/a", Told(name="a"), "one")
+        await source.publish("/b", Told(name="b", labels={"c": "d"}), "one")
+        got = await anext(some)
+        assert got is await anext(same)
+
+    assert packed == ["b"]
+    assert (got.namespace, got.topic) == ("one", "/b")
+    assert payloads.unpack(Packed(got.type_url, got.payload or b"")) == ImageCreate(name="b", labels={"c": "d"})
+
+
+@on_loop
+async def test_only_well_formed_topics_are_taken_however_many_there_were() -> None:
+    source = exchange(events=2 * MAX_TOPICS)
+    async with source.subscribe() as events:
+        for number in range(MAX_TOPICS + 1):
+            await source.publish(f"/{number}", None, "one")
+        for _ in range(2):
+            await fails_with(InvalidArgument, source.publish("/bad!", None, "one"))
+            await source.publish(f"/{MAX_TOPICS}", None, "one")
+
+        assert [(await anext(events)).topic for _ in range(MAX_TOPICS + 3)][-3:] == [f"/{MAX_TOPICS}"] * 3
 
 
 @on_loop
