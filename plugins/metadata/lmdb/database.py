@@ -15,7 +15,7 @@ from moored.kernel.errors import Internal, Unavailable
 from moored.kernel.ports.metadata import Bucket, Stats
 from moored.kernel.workers import to_the_end
 from moored.plugins.metadata.lmdb.bucket import root_of
-from moored.plugins.metadata.lmdb.environment import DEFAULT_LIMIT, Environment
+from moored.plugins.metadata.lmdb.environment import CLOSED, DEFAULT_LIMIT, Environment
 from moored.plugins.metadata.lmdb.records import Records
 from moored.plugins.metadata.lmdb.writer import Job, Writer
 
@@ -23,8 +23,6 @@ R = TypeVar("R")
 
 MAX_QUEUED: Final = 1024
 """Updates that wait for the writer thread or run on it; further callers wait, first come first served."""
-
-CLOSED: Final = "it is closed"
 
 
 class LmdbDatabase:
@@ -55,6 +53,7 @@ class LmdbDatabase:
         finally:
             del self._views[view]
             records.end()
+            self._environment.met(records.doomed)
             txn.abort()
 
     async def update(self, change: Callable[[Bucket], R]) -> R:

@@ -20,6 +20,7 @@ from moored.kernel.errors import (
     ResourceExhausted,
     Unavailable,
 )
+from moored.plugins.metadata.lmdb import mark
 from moored.plugins.metadata.lmdb.folder import (
     DATA,
     ENVIRONMENT,
@@ -44,6 +45,8 @@ DISK_RESERVE: Final = 2 << 20
 DISK_STEP: Final = 2 << 20
 MAX_READERS: Final = 1022
 METAS: Final = 2
+CLOSED: Final = "it is closed"
+"""The reason to stop that is no failure."""
 
 
 class Environment:
@@ -64,6 +67,8 @@ class Environment:
             raise FailedPrecondition(f"limit of {limit} bytes is too small, wanted {MIN_LIMIT} or more")
         self.limit = limit
         self.failed: str | None = None
+        self._folder = folder
+        self._damaged = False
         self._pid = os.getpid()
         try:
             self._open_all(folder, create=create)
@@ -79,7 +84,7 @@ class Environment:
             home = folder / ENVIRONMENT
             if not exists(folder, create=create):
                 _create(folder, self.limit)
-            check_data_file(home / DATA)
+            check_data_file(home / DATA, mark.take(folder))
             self._env = _open(home, self.limit)
             undo.callback(self._env.close)
             close_on_exec(home)
@@ -182,6 +187,8 @@ class Environment:
             sync_folder(path.parent)
         except (lmdb.Error, OSError) as error:
             shutil.rmtree(fresh, ignore_errors=True)
+            if isinstance(error, lmdb.Error):
+                self.met(translated(error))
             code = getattr(error, "code", None) or getattr(error, "errno", None)
             kind = ResourceExhausted if code in NO_ROOM else Unavailable
             raise kind(f"backup to {str(path)!r} failed: {error}") from error
@@ -195,6 +202,7 @@ class Environment:
         try:
             self._env.copyfd(fd, compact=True, txn=txn)
         except lmdb.Error as error:
+            self.met(translated(error))
             kind = ResourceExhausted if getattr(error, "code", 0) in NO_ROOM else Unavailable
             raise kind(f"copy of the metadata store failed: {error}") from error
 
@@ -202,9 +210,16 @@ class Environment:
         """Refuse all further calls with `reason`; the first one counts."""
         self.failed = self.failed or reason
 
+    def met(self, error: MooredError | None) -> None:
+        """Take note of what a transaction has failed with: where pages are damaged, the next start is to walk them."""
+        self._damaged = self._damaged or isinstance(error, DataLoss)
+
     def close(self) -> None:
         """Close LMDB and let the folder go. Transactions that are open are over."""
+        transaction = self._env.info()["last_txnid"]
         self._env.close()
+        if self.failed in (None, CLOSED) and not self._damaged:
+            mark.put(self._folder, self._fd, transaction)
         os.close(self._fd)
         self._owner.release()
 
@@ -217,6 +232,7 @@ class Environment:
     def _explained(self, error: lmdb.Error) -> MooredError:
         """Translate, and stop for all that is not a matter of room or of damaged pages."""
         ours = translated(error)
+        self.met(ours)
         if isinstance(ours, Unavailable):
             self.stop(str(error))
             return Unavailable(f"metadata store has stopped: {error}")

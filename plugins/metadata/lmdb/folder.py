@@ -2,6 +2,7 @@
 
 <folder>/            0700
 ├── lock             flock of the owner, with its process id
+├── closed           after an orderly close: how the data file was then
 └── environment/     0700, made as environment.new and renamed
     ├── data.mdb     0600, LMDB 0.9 format
     └── lock.mdb     0600, LMDB's readers
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from moored.kernel.errors import DataLoss, FailedPrecondition, NotFound
+from moored.plugins.metadata.lmdb.mark import Mark
 from moored.plugins.metadata.lmdb.pages import Meta, check_pages
 
 DATA: Final = "data.mdb"
@@ -36,6 +38,7 @@ VERSION: Final = 1
 OTHER_VERSIONS: Final = frozenset({2, 999})
 """LMDB's newer format, and that of its development."""
 PAGE_SIZES: Final = tuple(1 << n for n in range(9, 17))
+UNMARKED: Final = Mark()
 
 
 class Owner:
@@ -91,9 +94,10 @@ def reserve_readers(home: Path) -> None:
         os.close(fd)
 
 
-def check_data_file(path: Path) -> None:
+def check_data_file(path: Path, mark: Mark = UNMARKED) -> None:
     """Refuse a data file that LMDB would map beyond its end (SIGBUS), take for a new one, or end the process over.
 
+    Its pages are walked unless it is as it was when the mark was written.
     Raises DataLoss for a missing, empty, foreign, truncated or damaged file and FailedPrecondition for another data
     version.
     """
@@ -108,7 +112,8 @@ def check_data_file(path: Path) -> None:
         wanted = (newest.last_page + 1) * newest.page_size
         if size < wanted:
             raise DataLoss(f"metadata file {name!r} is truncated: {size} bytes, wanted {wanted}")
-        check_pages(file.fileno(), name, newest)
+        if not mark.fits(os.fstat(file.fileno()), newest.transaction):
+            check_pages(file.fileno(), name, newest)
 
 
 def _newest_meta(name: str, size: int, head: bytes) -> Meta:

@@ -153,6 +153,7 @@ class Writer:
             # A future refuses StopIteration.
             job.error = Internal(f"update raised {error!r}") if isinstance(error, StopIteration) else error
         records.end()
+        self._environment.met(records.doomed)
         job.error = job.error or records.doomed
         if job.error is not None:
             nested.abort()

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import random
 import shutil
 import struct
+import subprocess
+import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -14,6 +18,7 @@ import pytest
 from harness import on_loop
 from moored.kernel.errors import DataLoss, FailedPrecondition, InvalidArgument, MooredError
 from moored.kernel.ports.metadata import Bucket
+from moored.plugins.metadata.lmdb import mark
 from moored.plugins.metadata.lmdb.archive import Archive, write_archive
 from moored.plugins.metadata.lmdb.database import LmdbDatabase
 from moored.plugins.metadata.lmdb.folder import DATA, ENVIRONMENT, check_data_file
@@ -24,6 +29,7 @@ MAIN = HEADER + 24 + 48
 """Offsets in a meta page: the tree of records, and in a tree: flags, levels, entries, root."""
 FLAGS, LEVELS, ENTRIES, ROOT = 4, 6, 32, 40
 LAST = HEADER + 120
+HOUR = 3600 * 10**9
 TRANSACTION = HEADER + 128
 BRANCH, LEAF, OVERFLOW = 1, 2, 4
 
@@ -205,6 +211,135 @@ async def used(folder: Path) -> str:
     finally:
         await database.close()
     return "opened"
+
+
+# --- files that need no walk ------------------------------------------------------------------------------------------
+
+
+def marked(store: Path, later: int = HOUR) -> None:
+    """Have a store look as if it was closed as it is now, so many ns after it was last written to."""
+    with data(store).open("rb") as file:
+        content = file.read()
+        mark.put(store, file.fileno(), number(content, newest(content) + TRANSACTION))
+        closed_at = os.fstat(file.fileno()).st_ctime_ns + later
+    os.utime(store / mark.CLOSED, ns=(closed_at, closed_at))
+
+
+def damage_entries(store: Path) -> None:
+    """Change what LMDB goes by nowhere."""
+    where, change, _ = DAMAGES["entries"]
+    content = bytearray(data(store).read_bytes())
+    change(content, where(content))
+    data(store).write_bytes(content)
+
+
+def close(database: LmdbDatabase) -> None:
+    asyncio.run(database.close())
+
+
+def test_file_that_is_as_it_was_closed_is_not_walked(store: Path) -> None:
+    damage_entries(store)
+    for _ in range(2):
+        marked(store)
+
+        close(LmdbDatabase(store))
+
+
+def test_orderly_close_marks_the_file_as_it_is(store: Path) -> None:
+    database = LmdbDatabase(store)
+    assert not (store / mark.CLOSED).exists()
+    asyncio.run(changed(database))
+
+    content = data(store).read_bytes()
+    closed_at = data(store).stat().st_ctime_ns + 1
+    os.utime(store / mark.CLOSED, ns=(closed_at, closed_at))
+    found = mark.take(store)
+    assert found.fits(data(store).stat(), number(content, newest(content) + TRANSACTION))
+    assert not found.fits(data(store).stat(), number(content, newest(content) + TRANSACTION) + 1)
+    assert not mark.take(store).fits(data(store).stat(), number(content, newest(content) + TRANSACTION))
+
+
+async def changed(database: LmdbDatabase) -> None:
+    await database.update(lambda root: root.create_bucket(b"new"))
+    await database.close()
+
+
+def replaced(store: Path) -> None:
+    """The same bytes and times in another file."""
+    shutil.copy2(data(store), store / "copy")
+    (store / "copy").rename(data(store))
+
+
+def halved(store: Path) -> None:
+    content = (store / mark.CLOSED).read_bytes()
+    status = (store / mark.CLOSED).stat()
+    (store / mark.CLOSED).write_bytes(content[:-1])
+    os.utime(store / mark.CLOSED, ns=(status.st_mtime_ns, status.st_mtime_ns))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda store: os.utime(data(store)),
+        lambda store: os.utime(data(store), ns=(data(store).stat().st_mtime_ns,) * 2),
+        lambda store: os.truncate(data(store), data(store).stat().st_size + PAGE),
+        replaced,
+        halved,
+        lambda store: (store / mark.CLOSED).unlink(),
+        lambda store: marked(store, later=0),
+    ],
+    ids=["written", "written, time put back", "longer", "another file", "half a mark", "no mark", "in the same tick"],
+)
+def test_file_that_may_have_changed_since_is_walked(store: Path, change: Callable[[Path], None]) -> None:
+    damage_entries(store)
+    marked(store)
+    change(store)
+
+    with pytest.raises(DataLoss, match="entries=5"):
+        LmdbDatabase(store)
+
+
+def test_file_is_walked_after_a_crash(store: Path) -> None:
+    marked(store)
+    crash = f"import os; from moored.plugins.metadata.lmdb.database import LmdbDatabase as D; D(P({str(store)!r}))"
+    subprocess.run([sys.executable, "-c", f"from pathlib import Path as P; {crash}; os._exit(0)"], check=True)
+    assert not (store / mark.CLOSED).exists()
+    damage_entries(store)
+
+    with pytest.raises(DataLoss, match="entries=5"):
+        LmdbDatabase(store)
+
+
+async def viewed(database: LmdbDatabase) -> None:
+    with database.view() as root:
+        dict(root.trees())
+
+
+READS: dict[str, Callable[[LmdbDatabase], Awaitable[object]]] = {
+    "view": viewed,
+    "update": lambda database: database.update(lambda root: dict(root.trees())),
+}
+
+
+@pytest.mark.parametrize("how", READS)
+def test_file_that_was_found_damaged_in_use_is_walked_next_time(store: Path, how: str) -> None:
+    content = bytearray(data(store).read_bytes())
+    root = number(content, newest(content) + MAIN + ROOT) * PAGE
+    last = number(content, root + number(content, root + 12, "<H") - 2, "<H")
+    struct.pack_into("<I", content, root + last, 1 << 30)
+    data(store).write_bytes(content)
+    marked(store)
+
+    @on_loop
+    async def use() -> None:
+        database = LmdbDatabase(store)
+        with pytest.raises(DataLoss):
+            await READS[how](database)
+        await database.close()
+
+    use()
+    with pytest.raises(DataLoss, match="is none of pages"):
+        LmdbDatabase(store)
 
 
 # --- backups ----------------------------------------------------------------------------------------------------------
