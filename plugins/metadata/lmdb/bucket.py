@@ -42,13 +42,7 @@ class LmdbBucket:
             raise Unknown("key too large")
         if len(value) > MAX_VALUE:
             raise Unknown("value too large")
-        if isinstance(place, Space) and place.id == ROOT:
-            raise InvalidArgument(f"key {key!r} would stand in the root, which holds only buckets")
-        found = place.find(key)
-        if found is not None and not isinstance(found, bytes):
-            raise Unknown("incompatible value")
-        place.records.need_room()
-        place.store(key, bytes(value))
+        place.put(key, bytes(value))
 
     def delete(self, key: bytes) -> None:
         """See the port."""
@@ -173,9 +167,11 @@ class LmdbBucket:
     def _reached(self) -> Place:
         """Give where the bucket lies now."""
         place = self._place
+        records = place.records
+        if records.open and not records.dead and not place.dead and place.moved is None:
+            return place
         while (moved := place.moved) is not None:
             place = self._place = moved
-        records = place.records
         if not records.open:
             raise Internal("tx closed")
         if place.dead or (records.dead and place.is_in_dead_space()):

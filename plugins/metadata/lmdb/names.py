@@ -19,7 +19,7 @@ def find(records: Records, space: bytes, name: bytes) -> bytes | None:
             return None
         space = _space_of(link)
         at += PIECE
-    return records.get(space + name[at:])
+    return records.link(space + name[at:])
 
 
 def store(records: Records, space: bytes, name: bytes, record: bytes) -> None:

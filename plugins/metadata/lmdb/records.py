@@ -24,6 +24,9 @@ FIRST_AHEAD: Final = 4
 MAX_AHEAD: Final = 256
 """Records that a walk reads at a time, from few on: each step into LMDB is a chance for other threads to take over."""
 
+MAX_LINKS: Final = 1024
+"""Records that lead to spaces and are kept in mind from update to update."""
+
 
 def translated(error: lmdb.Error) -> MooredError:
     """Give our error for LMDB's; Unavailable stands for what the environment cannot go on from."""
@@ -46,13 +49,22 @@ class Records:
     LMDB fails the parent along with a nested transaction that is committed after an error.
     """
 
-    __slots__ = ("_cursor", "_txn", "changed", "dead", "doomed", "full", "homes", "open", "writable")
+    __slots__ = ("_made_cursor", "_txn", "changed", "dead", "doomed", "full", "homes", "links", "open", "writable")
 
-    def __init__(self, txn: lmdb.Transaction[bytes], *, writable: bool, full: bool = False) -> None:
+    def __init__(
+        self,
+        txn: lmdb.Transaction[bytes],
+        *,
+        writable: bool,
+        full: bool = False,
+        links: dict[bytes, bytes] | None = None,
+    ) -> None:
         self._txn = txn
-        self._cursor = txn.cursor()
+        self._made_cursor: lmdb.Cursor[bytes] | None = None
         self.writable = writable
         self.full = full
+        self.links = links
+        """Records that lead to spaces, as far as known; for updates, which alone can keep them true."""
         self.open = True
         self.doomed: MooredError | None = None
         self.dead: set[bytes] = set()
@@ -65,7 +77,8 @@ class Records:
     def end(self) -> None:
         """Refuse all further calls; the LMDB transaction itself is the caller's."""
         self.open = False
-        self._cursor.close()
+        if self._made_cursor is not None:
+            self._made_cursor.close()
 
     def need_room(self) -> None:
         """Raise ResourceExhausted, which dooms the transaction, where nothing may be added."""
@@ -85,8 +98,24 @@ class Records:
         except lmdb.Error as error:
             raise self._doom(error) from error
 
+    def link(self, key: bytes) -> bytes | None:
+        """Do as `get` for what most likely leads to a space, which is asked for over and over."""
+        links = self.links
+        if links is None:
+            return self.get(key)
+        found = links.get(key)
+        if found is None:
+            found = self.get(key)
+            if found is not None and len(found) == 1 + ID_SIZE and found[0] == BUCKET:
+                if len(links) >= MAX_LINKS:
+                    links.clear()
+                links[key] = found
+        return found
+
     def put(self, key: bytes, record: bytes) -> None:
         """Store a record over the one that may be there."""
+        if self.links:
+            self.links.pop(key, None)
         try:
             self._txn.put(key, record)
         except lmdb.Error as error:
@@ -94,6 +123,8 @@ class Records:
 
     def delete(self, key: bytes) -> None:
         """Remove the record at `key`, if there is one."""
+        if self.links:
+            self.links.pop(key, None)
         try:
             self._txn.delete(key)
         except lmdb.Error as error:
@@ -147,6 +178,8 @@ class Records:
     def sweep(self, start: bytes) -> list[bytes]:
         """Delete all records whose key starts with `start`; give the spaces that these referred to."""
         spaces: list[bytes] = []
+        if self.links:
+            self.links.clear()
         try:
             found = self._cursor.set_range(start)
             while found and self._cursor.key().startswith(start):
@@ -157,6 +190,12 @@ class Records:
         except lmdb.Error as error:
             raise self._doom(error) from error
         return spaces
+
+    @property
+    def _cursor(self) -> lmdb.Cursor[bytes]:
+        if self._made_cursor is None:
+            self._made_cursor = self._txn.cursor()
+        return self._made_cursor
 
     def new_space(self) -> bytes:
         """Take the next space id."""

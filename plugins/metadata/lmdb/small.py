@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, Union
 
 import msgspec
 
-from moored.kernel.errors import DataLoss
+from moored.kernel.errors import DataLoss, Unknown
 from moored.kernel.ports.metadata import Entry, Tree
 from moored.plugins.metadata.lmdb import names
 from moored.plugins.metadata.lmdb.layout import (
@@ -77,7 +77,7 @@ def plain(tree: MutableTree) -> Tree:
 class Home:
     """The record of a small bucket; one for each in an update, and kept there until its end."""
 
-    __slots__ = ("_changed", "_name", "_numbered", "_places", "_space", "_stored", "records", "tree")
+    __slots__ = ("_name", "_numbered", "_places", "_space", "_stored", "changed", "records", "tree")
 
     def __init__(
         self, records: Records, space: bytes, name: bytes, tree: MutableTree, *, stored: bool, numbered: bool
@@ -88,7 +88,7 @@ class Home:
         self._name = name
         self._stored = stored
         self._numbered = numbered
-        self._changed = False
+        self.changed = False
         self._places: dict[int, Small] = {}
         """The handles in use by the identity of their bucket's dictionary, which they keep alive."""
         if records.writable:
@@ -133,14 +133,14 @@ class Home:
     def touch(self, *, numbered: bool = False) -> None:
         """Note that the tree has changed."""
         self._numbered = self._numbered or numbered
-        if not self._changed:
-            self._changed = True
+        if not self.changed:
+            self.changed = True
             self.records.changed.append(self)
 
     def drop(self) -> None:
         """Delete it."""
         del self.records.homes[self._space + self._name]
-        self._changed = False
+        self.changed = False
         if self._stored:
             names.drop(self.records, self._space, self._name)
         self.bury(self.tree)
@@ -154,9 +154,9 @@ class Home:
 
     def store(self) -> None:
         """Write what has changed."""
-        if not self._changed or self.dead:
+        if not self.changed or self.dead:
             return
-        self._changed = False
+        self.changed = False
         data = b"" if len(self.tree) > MAX_ENTRIES else self._encoded()
         if not data:
             self.spread()
@@ -180,7 +180,7 @@ class Home:
         space = records.new_space()
         names.store(records, self._space, self._name, BUCKET_TAG + space)
         del records.homes[self._space + self._name]
-        self._changed = False
+        self.changed = False
         top = self._places.pop(id(self.tree), None)
         for name, entry in self.tree.items():
             if not isinstance(entry, bytes):
@@ -233,13 +233,21 @@ class Small:
             raise DataLoss(f"metadata store is damaged: {entry!r} under name {name!r} is no value and no bucket")
         return self.home.place(entry)
 
-    def store(self, name: bytes, value: bytes) -> None:
+    def put(self, name: bytes, value: bytes) -> None:
         """See Space."""
-        if len(name) + len(value) > MAX_BYTES or (len(self._tree) >= MAX_BELOW and name not in self._tree):
+        tree = self._tree
+        found = tree.get(name)
+        if found is not None and not isinstance(found, bytes):
+            self.find(name)
+            raise Unknown("incompatible value")
+        if self.records.full:
+            self.records.need_room()
+        if len(name) + len(value) > MAX_BYTES or (found is None and len(tree) >= MAX_BELOW):
             self._spread().store(name, value)
             return
-        self._tree[name] = value
-        self.home.touch()
+        tree[name] = value
+        if not self.home.changed:
+            self.home.touch()
 
     def drop(self, name: bytes) -> None:
         """See Space."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TypeAlias, Union
 
-from moored.kernel.errors import DataLoss
+from moored.kernel.errors import DataLoss, InvalidArgument, Unknown
 from moored.kernel.ports.metadata import Entry, Tree
 from moored.plugins.metadata.lmdb import names
 from moored.plugins.metadata.lmdb.layout import (
@@ -15,6 +15,7 @@ from moored.plugins.metadata.lmdb.layout import (
     MORE,
     NUMBERED,
     PIECE,
+    ROOT,
     SMALL,
     VALUE,
     VALUE_TAG,
@@ -63,8 +64,18 @@ class Space:
             return Space(self.records, record[1:])
         raise DataLoss(f"metadata store is damaged: unknown record {record[:16]!r} of name {name!r}")
 
+    def put(self, name: bytes, value: bytes) -> None:
+        """Put a value. Raises as the port's `put` for what is there, and where there is no room."""
+        if self.id == ROOT:
+            raise InvalidArgument(f"key {name!r} would stand in the root, which holds only buckets")
+        found = self.find(name)
+        if found is not None and not isinstance(found, bytes):
+            raise Unknown("incompatible value")
+        self.records.need_room()
+        self.store(name, value)
+
     def store(self, name: bytes, value: bytes) -> None:
-        """Put a value."""
+        """Put a value over the one that may be there."""
         names.store(self.records, self.id, name, VALUE_TAG + value)
 
     def drop(self, name: bytes) -> None:

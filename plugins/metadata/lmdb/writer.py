@@ -57,6 +57,8 @@ class Writer:
         self._crowd = 1
         """How many jobs there were at a time lately."""
         self._ended = False
+        self._links: dict[bytes, bytes] = {}
+        """See `Records`. What an update saw that did not come to be may be wrong, and all of it is forgotten."""
         self._thread = threading.Thread(target=self._run, name="metadata-writer", daemon=True)
         self._thread.start()
 
@@ -134,6 +136,7 @@ class Writer:
                 changes += self._run_job(txn, job, full=full)
             self._environment.commit(txn)
         except BaseException:
+            self._links.clear()
             txn.abort()
             raise
         self.updates += changes
@@ -144,7 +147,7 @@ class Writer:
         if job.future.cancelled():
             return 0
         nested = self._environment.begin_nested(txn)
-        records = Records(nested, writable=True, full=full)
+        records = Records(nested, writable=True, full=full, links=self._links)
         try:
             job.result = job.change(root_of(records))
             if records.doomed is None:
@@ -156,6 +159,7 @@ class Writer:
         self._environment.met(records.doomed)
         job.error = job.error or records.doomed
         if job.error is not None:
+            self._links.clear()
             nested.abort()
             return 0
         self._environment.commit_nested(nested)

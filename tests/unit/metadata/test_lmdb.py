@@ -40,6 +40,7 @@ from moored.plugins.metadata.lmdb.layout import (
     SMALL_TAG,
     VALUE_TAG,
 )
+from moored.plugins.metadata.lmdb.records import Records
 
 LIMIT = 8 << 20
 
@@ -305,6 +306,78 @@ def test_an_object_is_one_record(tmp_path: Path) -> None:
     found = dict(records(folder))
     assert found[ROOT + b"objects"] == BUCKET_TAG + ID.pack(2)
     assert [found[ID.pack(2) + b"%02d" % number] for number in (*range(small.MAX_ENTRIES), 99)] == [tree] * 17
+
+
+def test_spaces_of_what_did_not_come_to_be_are_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def grow(root: Bucket, value: bytes = b"v") -> None:
+        bucket = root.create_bucket(b"large")
+        for number in range(small.MAX_ENTRIES + 1):
+            bucket.put(b"%02d" % number, value)
+        list(root.items())  # writes it
+        found = root.bucket(b"large")
+        assert found is not None
+        assert found.get(b"00") == value
+
+    def grow_and_fail(root: Bucket) -> None:
+        grow(root, b"lost")
+        raise KeyError("undone")
+
+    def value(root: Bucket) -> bytes | None:
+        bucket = root.bucket(b"large")
+        return None if bucket is None else bucket.get(b"00")
+
+    def delete(root: Bucket) -> None:
+        root.delete_bucket(b"large")
+
+    def refuse(*_: object) -> None:
+        raise ResourceExhausted("no room")
+
+    async def steps() -> None:
+        async with opened(tmp_path / "db") as db:
+            with pytest.raises(KeyError):
+                await db.update(grow_and_fail)
+            after_failure = await db.update(value)
+            with monkeypatch.context() as patched:
+                patched.setattr(environment.Environment, "commit", refuse)
+                await fails_with(ResourceExhausted, db.update(grow))
+            after_lost_commit = await db.update(value)
+            await db.update(lambda root: grow(root, b"old"))
+            before = await db.update(value)
+            await db.update(delete)
+            after_delete = await db.update(value)
+            await db.update(lambda root: root.create_bucket(b"large").put(b"00", b"new"))
+            assert [after_failure, after_lost_commit, before, after_delete] == [None, None, b"old", None]
+            assert await db.update(value) == b"new"
+
+    run(steps)
+
+
+def test_links_to_spaces_follow_every_write(tmp_path: Path) -> None:
+    env = environment.Environment(tmp_path / "db", limit=LIMIT)
+    txn = env.begin_write()
+    links: dict[bytes, bytes] = {}
+    found = Records(txn, writable=True, links=links)
+    key, first, second = ID.pack(7) + b"name", BUCKET_TAG + ID.pack(8), BUCKET_TAG + ID.pack(9)
+    try:
+        seen = [found.link(key)]
+        for write in (
+            lambda: found.put(key, first),
+            lambda: found.put(key, second),
+            lambda: found.delete(key),
+            lambda: found.put(key, first),
+            lambda: found.sweep(ID.pack(7)),
+            lambda: found.put(key, VALUE_TAG + second),
+        ):
+            write()
+            seen += [found.link(key), found.link(key)]
+    finally:
+        found.end()
+        txn.abort()
+        env.close()
+
+    assert seen[::2] == [None, first, second, None, first, None, VALUE_TAG + second]
+    assert seen[1::2] == seen[2::2]
+    assert links == {}
 
 
 def test_handles_follow_a_bucket_that_outgrows_its_record(tmp_path: Path) -> None:
