@@ -1,18 +1,23 @@
-"""Times and Any messages between the wire and our values. protobuf is imported by the first call, not with this module.
+"""Times, Any messages and lists between the wire and our values. protobuf is imported by the first call, not with this.
 
 "No time" is Go's zero time, 0001-01-01T00:00:00Z, on the wire and None here; an unset Timestamp field is 1970.
 
 An Any carries the bare type name as containerd writes it (`containerd.runc.v1.Options`); both that and the form with
 `type.googleapis.com/` are read. OCI objects are JSON under names like
 `types.containerd.io/opencontainers/runtime-spec/1/Spec`. Source: semantics 1.1 and 1.3.
+
+A long list is answered with bytes that its store made (`Encodes`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar, runtime_checkable
 
 from moored.kernel.errors import InvalidArgument
+from moored.kernel.ports.services import Encoded
+from moored.kernel.records import encode_uvarint
 
 if TYPE_CHECKING:
     from google.protobuf.any_pb2 import Any
@@ -119,6 +124,28 @@ def unpack(packed: Any, kind: type[M]) -> M:
         return kind.FromString(packed.value)
     except DecodeError as error:
         raise InvalidArgument(f"value of type {name!r} does not parse: {error}") from error
+
+
+@runtime_checkable
+class Encodes(Protocol):
+    """A store that can give its objects as the messages by which containerd's API names them."""
+
+    async def encoded(self, filters: Sequence[str] = ()) -> list[bytes]:
+        """Do as the store's `list`, each object as its message's bytes. Raises what `list` raises."""
+
+
+def field(number: int, message: bytes) -> Encoded:
+    """Return an answer that holds nothing but a message in the field of that number."""
+    return Encoded(encode_uvarint(number << 3 | 2) + encode_uvarint(len(message)) + message)
+
+
+def repeated(number: int, messages: Iterable[bytes]) -> Encoded:
+    """Return an answer that holds nothing but the messages, in the repeated field of that number."""
+    tag = encode_uvarint(number << 3 | 2)
+    parts: list[bytes] = []
+    for message in messages:
+        parts += (tag, encode_uvarint(len(message)), message)
+    return Encoded(b"".join(parts))
 
 
 def _check(seconds: int, nanos: int) -> None:

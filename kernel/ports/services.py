@@ -21,12 +21,19 @@ class GrpcRegistrar(Protocol):
         """Full name of each service of this server -> URI of the plugin behind it; grows until the server starts."""
 
 
+class Encoded(bytes):
+    """The bytes of a message, which a gRPC handler may answer with in place of the message."""
+
+    __slots__ = ()
+
+
 class GrpcService(Protocol):
     """One gRPC service.
 
-    Its handlers are coroutines (or async generators) on the daemon's event loop. They raise `kernel.errors`; one
-    interceptor turns these into codes, and any other exception into UNKNOWN with a logged traceback. Namespace and
-    lease of the call are in `kernel.namespaces`. A cancelled call gets CancelledError.
+    Its handlers are coroutines (or async generators) on the daemon's event loop. They answer with messages, or with
+    their bytes where these are at hand (`Encoded`). They raise `kernel.errors`; the server turns these into codes, and
+    any other exception into UNKNOWN with a logged traceback. Namespace and lease of the call are in
+    `kernel.namespaces`. A cancelled call gets CancelledError.
     """
 
     def register(self, server: GrpcRegistrar) -> None:

@@ -23,7 +23,7 @@ from moored.kernel.errors import MooredError, NotFound
 from moored.kernel.hooks import hookimpl
 from moored.kernel.ports.daemon import Outcome
 from moored.kernel.ports.metrics import METRICS
-from moored.kernel.ports.services import GRPC, GrpcRegistrar
+from moored.kernel.ports.services import GRPC, Encoded, GrpcRegistrar
 
 
 @asynccontextmanager
@@ -76,6 +76,26 @@ async def test_bidi_stream_answers_each_message_before_the_next(tmp_path: Path, 
         await call.done_writing()
         assert await call.read() is grpc.aio.EOF
         assert await call.code() is grpc.StatusCode.OK
+
+
+@on_loop
+async def test_handlers_may_answer_with_the_bytes_of_messages(tmp_path: Path) -> None:
+    class Prepared(Probe):
+        async def echo(self, request: Text, context: Any) -> Any:
+            return Encoded(Text(value="whole").SerializeToString())
+
+        async def count(self, request: Text, context: Any) -> AsyncGenerator[Any]:
+            yield Encoded(Text(value="first").SerializeToString())
+            yield Text(value="second")
+
+    configs = {GRPC_SERVER: {"address": f"{tmp_path}/m.sock"}}
+    async with (
+        running(tmp_path, GRPC_SERVER, plug(GRPC, "probe", Prepared()), configs=configs),
+        grpc.aio.insecure_channel(f"unix:{tmp_path}/m.sock") as channel,
+    ):
+        client = Client(channel)
+        assert await client.unary("Echo") == "whole"
+        assert [message.value async for message in client.server_stream("Count")] == ["first", "second"]
 
 
 @on_loop

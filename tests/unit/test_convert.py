@@ -10,7 +10,9 @@ from datetime import UTC, datetime, timedelta, timezone
 import pytest
 from google.protobuf.any_pb2 import Any
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.empty_pb2 import Empty
 from google.protobuf.timestamp_pb2 import Timestamp
+from google.protobuf.unknown_fields import UnknownFieldSet
 
 from moored.api import convert
 from moored.kernel.errors import InvalidArgument
@@ -148,6 +150,18 @@ def test_an_any_of_another_type_is_refused() -> None:
 def test_an_any_that_does_not_parse_is_refused() -> None:
     with pytest.raises(InvalidArgument, match=r"'google.protobuf.Duration' does not parse"):
         convert.unpack(Any(type_url="google.protobuf.Duration", value=b"\xff"), Duration)
+
+
+@pytest.mark.parametrize("number", [1, 15, 16, 2000])
+def test_fields_of_messages_are_as_protobuf_reads_them(number: int) -> None:
+    messages = [b"", b"x" * 127, b"y" * 128, b"z" * 20000]
+
+    whole = convert.repeated(number, messages)
+
+    assert whole == b"".join(convert.field(number, message) for message in messages)
+    found = UnknownFieldSet(Empty.FromString(whole))
+    fields = [(found[at].field_number, found[at].data) for at in range(len(found))]
+    assert fields == [(number, message) for message in messages]
 
 
 def test_importing_the_module_does_not_import_protobuf() -> None:

@@ -29,7 +29,7 @@ from moored.kernel.records import (
     value_of,
     write_labels,
 )
-from moored.plugins.metadata.bolt import schema
+from moored.plugins.metadata.bolt import schema, wire
 from moored.plugins.metadata.bolt.writes import Event, Writes, look
 
 MUTABLE: Final = ("labels", "spec", "extensions", "image", "snapshotkey")
@@ -62,6 +62,12 @@ class NamespacedContainers:
                 raise NotFound(f"container {quote(id)} in namespace {quote(namespace)}")
             return read_container(id, record.tree())
 
+    async def encoded(self, filters: Sequence[str] = ()) -> list[bytes]:
+        """Do as `list`, each as a message of containerd's API."""
+        namespace = current_namespace()
+        wanted = compile_filters(filters)
+        return await look(self._database, lambda root: _encoded(root, namespace, wanted))
+
     async def list(self, filters: Sequence[str] = ()) -> list[Container]:
         """See the port."""
         namespace = current_namespace()
@@ -84,10 +90,12 @@ class NamespacedContainers:
 
         def change(root: Bucket) -> Container:
             containers = schema.made_object_bucket(root, namespace, schema.CONTAINERS)
-            if containers.bucket(encode_text(container.id)) is not None:
-                raise AlreadyExists(f"container {quote(container.id)}")
+            try:
+                record = containers.create_bucket(encode_text(container.id))
+            except AlreadyExists:
+                raise AlreadyExists(f"container {quote(container.id)}") from None
             now = time.time_ns()
-            return _write(containers, replace(created, created_at=now, updated_at=now))
+            return _write(record, replace(created, created_at=now, updated_at=now))
 
         return await self._writes.run(change, lambda made: ("/containers/create", _create_event(made), namespace))
 
@@ -110,7 +118,7 @@ class NamespacedContainers:
             asked = masked(stored, container, paths or MUTABLE)
             _validate(asked, "update failed validation")
             updated = replace(asked, labels=normalise_labels(asked.labels), updated_at=time.time_ns())
-            return _write(containers, updated)
+            return _write(record, updated)
 
         def event(made: Container) -> Event:
             payload = ContainerUpdate(id=made.id, image=made.image, labels=made.labels, snapshot_key=made.snapshot_key)
@@ -264,8 +272,20 @@ def _matching(root: Bucket, namespace: str, wanted: Filter) -> list[Container]:
     return [fields.container for fields in itertools.starmap(ContainerFields, records) if wanted.match(fields)]
 
 
-def _write(containers: Bucket, container: Container) -> Container:
-    record = containers.create_bucket_if_missing(encode_text(container.id))
+def _encoded(root: Bucket, namespace: str, wanted: Filter) -> list[bytes]:
+    containers = schema.object_bucket(root, namespace, schema.CONTAINERS)
+    if containers is None:
+        return []
+    if wanted.matches_all:
+        return list(itertools.starmap(wire.container, containers.trees()))
+    return [
+        wire.container(id_, record)
+        for id_, record in containers.trees()
+        if wanted.match(ContainerFields(decode_text(id_), record))
+    ]
+
+
+def _write(record: Bucket, container: Container) -> Container:
     put_times(record, container.created_at, container.updated_at)
     if container.spec is not None:
         record.put(_SPEC, encode_any(container.spec))

@@ -19,6 +19,7 @@ from moored.kernel.ports.metadata import Bucket, Database, Tree
 from moored.kernel.records import (
     LABELS,
     below_of,
+    decode_text,
     decode_zigzag,
     encode_text,
     encode_zigzag,
@@ -30,7 +31,7 @@ from moored.kernel.records import (
     write_labels,
     write_map,
 )
-from moored.plugins.metadata.bolt import schema
+from moored.plugins.metadata.bolt import schema, wire
 from moored.plugins.metadata.bolt.leases import add_to_lease, remove_from_lease
 from moored.plugins.metadata.bolt.writes import Writes, look
 
@@ -57,6 +58,12 @@ class NamespacedImages:
         with self._database.view() as root:
             return read_image(name, _record(_images(root, namespace), name))
 
+    async def encoded(self, filters: Sequence[str] = ()) -> list[bytes]:
+        """Do as `list`, each as a message of containerd's API."""
+        namespace = current_namespace()
+        wanted = compile_filters(filters)
+        return await look(self._database, lambda root: _encoded(root, namespace, wanted))
+
     async def list(self, filters: Sequence[str] = ()) -> list[Image]:
         """See the port."""
         namespace = current_namespace()
@@ -72,10 +79,12 @@ class NamespacedImages:
         def change(root: Bucket) -> Image:
             images = schema.made_object_bucket(root, namespace, schema.IMAGES)
             _lease(root, namespace, lease, created)
-            if images.bucket(encode_text(image.name)) is not None:
-                raise AlreadyExists(f"image {quote(image.name)}")
+            try:
+                record = images.create_bucket(encode_text(image.name))
+            except AlreadyExists:
+                raise AlreadyExists(f"image {quote(image.name)}") from None
             when = time.time_ns() if now is None else now
-            return _write(images, replace(created, created_at=when, updated_at=when))
+            return _write(record, replace(created, created_at=when, updated_at=when))
 
         return await self._writes.run(
             change, lambda made: ("/images/create", ImageCreate(name=made.name, labels=made.labels), namespace)
@@ -89,14 +98,14 @@ class NamespacedImages:
 
         def change(root: Bucket) -> Image:
             images = _images(root, namespace)
-            stored = read_image(image.name, _record(images, image.name))
+            record = _bucket(images, image.name)
+            stored = read_image(image.name, record.tree())
             asked = masked(stored, image, paths) if paths else image
             _validate(asked)
             updated = _cleaned(asked)
             _lease(root, namespace, lease, updated)
             when = time.time_ns() if now is None else now
-            assert images is not None
-            return _write(images, replace(updated, created_at=stored.created_at, updated_at=when))
+            return _write(record, replace(updated, created_at=stored.created_at, updated_at=when))
 
         return await self._writes.run(
             change, lambda made: ("/images/update", ImageUpdate(name=made.name, labels=made.labels), namespace)
@@ -203,11 +212,15 @@ def _images(root: Bucket, namespace: str) -> Bucket | None:
     return schema.object_bucket(root, namespace, schema.IMAGES)
 
 
-def _record(images: Bucket | None, name: str) -> Tree:
+def _bucket(images: Bucket | None, name: str) -> Bucket:
     record = None if images is None else images.bucket(encode_text(name))
     if record is None:
         raise NotFound(f"image {quote(name)}")
-    return record.tree()
+    return record
+
+
+def _record(images: Bucket | None, name: str) -> Tree:
+    return _bucket(images, name).tree()
 
 
 def _matching(root: Bucket, namespace: str, wanted: Filter) -> list[Image]:
@@ -215,6 +228,19 @@ def _matching(root: Bucket, namespace: str, wanted: Filter) -> list[Image]:
     if wanted.matches_all:
         return list(itertools.starmap(read_image, records))
     return [fields.image for fields in itertools.starmap(ImageFields, records) if wanted.match(fields)]
+
+
+def _encoded(root: Bucket, namespace: str, wanted: Filter) -> list[bytes]:
+    images = _images(root, namespace)
+    if images is None:
+        return []
+    if wanted.matches_all:
+        return list(itertools.starmap(wire.image, images.trees()))
+    return [
+        wire.image(name, record)
+        for name, record in images.trees()
+        if wanted.match(ImageFields(decode_text(name), record))
+    ]
 
 
 def _lease(root: Bucket, namespace: str, lease: str, image: Image) -> None:
@@ -244,8 +270,7 @@ def _validate(image: Image) -> None:
         raise InvalidArgument("target.MediaType must be set")
 
 
-def _write(images: Bucket, image: Image) -> Image:
-    record = images.create_bucket_if_missing(encode_text(image.name))
+def _write(record: Bucket, image: Image) -> Image:
     put_times(record, image.created_at, image.updated_at)
     write_labels(record, image.labels)
     write_map(record, _ANNOTATIONS, image.target.annotations)

@@ -33,6 +33,7 @@ from moored.kernel.errors import (
 from moored.kernel.namespaces import LEASE, NAMESPACE
 from moored.kernel.plugin import HookRegistrar
 from moored.kernel.ports.metrics import CallObserver
+from moored.kernel.ports.services import Encoded
 from moored.plugins.server.grpc.call import Call
 
 UNKNOWN = "unknown"
@@ -180,9 +181,8 @@ class Calls:
     async def serve(self, call: Call) -> None:
         """One call from its headers to its status; the task's own context holds namespace and lease."""
         began = time.perf_counter()
-        task = asyncio.current_task()
+        method, task = call.method, call.task
         assert task is not None
-        method = call.method
         self.running.add(task)
         self._observers.tell("started", method)
         code = 2
@@ -280,7 +280,7 @@ class Calls:
     def encode(self, method: Method, message: Any) -> bytes:
         """A message's bytes. Raises Internal if it is none of the method's, ResourceExhausted if it is too long."""
         try:
-            raw = method.serialize(message)
+            raw = message if type(message) is Encoded else method.serialize(message)
         except Exception as error:
             self._log.exception("answer cannot be encoded", method=method.path)
             raise Internal(f"grpc: error while marshaling: {error}", bare=True) from error

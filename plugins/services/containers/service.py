@@ -10,7 +10,7 @@ from typing import Any, cast
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.empty_pb2 import Empty
 
-from moored.api.convert import set_timestamp
+from moored.api.convert import Encodes, field, repeated, set_timestamp
 from moored.api.services.containers.v1 import containers_pb2 as pb
 from moored.api.services.containers.v1 import containers_pb2_grpc as rpc
 from moored.kernel.errors import InvalidArgument
@@ -18,6 +18,8 @@ from moored.kernel.ports.containers import Container, ContainerStore, TypedBytes
 from moored.kernel.ports.services import GrpcRegistrar
 
 EMPTY = Empty()
+CONTAINERS = pb.ListContainersResponse.CONTAINERS_FIELD_NUMBER
+CONTAINER = pb.ListContainerMessage.CONTAINER_FIELD_NUMBER
 
 
 class ContainersService(rpc.ContainersServicer):
@@ -34,19 +36,25 @@ class ContainersService(rpc.ContainersServicer):
         """One container. Errors: NotFound."""
         return pb.GetContainerResponse(container=to_message(await self._containers.get(request.id)))
 
-    async def List(self, request: pb.ListContainersRequest, context: Any) -> pb.ListContainersResponse:  # noqa: N802
-        """Containers that match, by id. Errors: InvalidArgument."""
+    async def List(self, request: pb.ListContainersRequest, context: Any) -> Any:  # noqa: N802
+        """Containers that match, by id: the answer or its bytes. Errors: InvalidArgument."""
         try:
+            if isinstance(self._containers, Encodes):
+                return await asyncio.to_thread(repeated, CONTAINERS, await self._containers.encoded(request.filters))
             found = await self._containers.list(request.filters)
         except InvalidArgument as error:
             raise _as_known(error) from error
         return await asyncio.to_thread(_listed, found)
 
-    async def ListStream(  # noqa: N802
-        self, request: pb.ListContainersRequest, context: Any
-    ) -> AsyncGenerator[pb.ListContainerMessage]:
+    async def ListStream(self, request: pb.ListContainersRequest, context: Any) -> AsyncGenerator[Any]:  # noqa: N802
         """The same, one a message. Errors: InvalidArgument."""
         try:
+            if isinstance(self._containers, Encodes):
+                encoded = await self._containers.encoded(request.filters)
+                encoded.reverse()
+                while encoded:
+                    yield field(CONTAINER, encoded.pop())
+                return
             async with aclosing(self._containers.stream(request.filters)) as found:
                 async for container in found:
                     message = pb.ListContainerMessage()

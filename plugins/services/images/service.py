@@ -9,7 +9,7 @@ from typing import Any, cast
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from moored.api.convert import set_timestamp, to_ns
+from moored.api.convert import Encodes, repeated, set_timestamp, to_ns
 from moored.api.services.images.v1 import images_pb2 as pb
 from moored.api.services.images.v1 import images_pb2_grpc as rpc
 from moored.kernel.errors import FailedPrecondition, InvalidArgument
@@ -19,6 +19,7 @@ from moored.kernel.ports.services import GrpcRegistrar
 from moored.kernel.records import ZERO_TIME
 
 EMPTY = Empty()
+IMAGES = pb.ListImagesResponse.IMAGES_FIELD_NUMBER
 
 
 class ImagesService(rpc.ImagesServicer):
@@ -36,9 +37,11 @@ class ImagesService(rpc.ImagesServicer):
         """One image. Errors: NotFound."""
         return pb.GetImageResponse(image=to_message(await self._images.get(request.name)))
 
-    async def List(self, request: pb.ListImagesRequest, context: Any) -> pb.ListImagesResponse:  # noqa: N802
-        """Images that match, by name. Errors: InvalidArgument."""
+    async def List(self, request: pb.ListImagesRequest, context: Any) -> Any:  # noqa: N802
+        """Images that match, by name: the answer or its bytes. Errors: InvalidArgument."""
         try:
+            if isinstance(self._images, Encodes):
+                return await asyncio.to_thread(repeated, IMAGES, await self._images.encoded(request.filters))
             found = await self._images.list(request.filters)
         except InvalidArgument as error:
             raise _as_known(error) from error
