@@ -7,10 +7,10 @@ view(key, parent)    --read its mounts------------------------------------------
 from __future__ import annotations
 
 import enum
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Final, Protocol, TypeAlias
+from typing import Final, Protocol, TypeAlias, runtime_checkable
 
 from moored.kernel.plugin import PluginType
 from moored.kernel.ports.mounts import Mount
@@ -138,6 +138,24 @@ class Snapshotter(Protocol):
 
     async def close(self) -> None:
         """Let calls under way end, then stop; again is harmless."""
+
+
+@runtime_checkable
+class CommitsOnce(Protocol):
+    """What a snapshotter may offer beside the port: to begin with a commit before it is allowed to take effect.
+
+    The daemon's records of namespaces lie above those of a snapshotter, and are told of a commit first. Where the
+    snapshotter offers this, it measures a snapshot and makes its files durable meanwhile.
+    """
+
+    async def commit_once(
+        self, noted: Awaitable[None] | None, name: str, key: str, labels: Labels = NO_LABELS, parent: str = ""
+    ) -> None:
+        """As `Snapshotter.commit`, which nobody sees, and no crash leaves, before `noted` is done; None for at once.
+
+        Raises as that one, and what `noted` raises: then nothing has changed. Where the commit fails before, `noted` is
+        not awaited; it goes on, and is the caller's to await, as it is when the call is cancelled.
+        """
 
 
 SNAPSHOTTER: PluginType[Snapshotter] = PluginType("io.containerd.snapshotter.v1")

@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
-from typing import Any, Final, Protocol, TypeVar, runtime_checkable
+from typing import Any, Final, TypeVar
 
 import structlog
 
@@ -28,7 +28,7 @@ from moored.kernel.payloads import SnapshotCommit, SnapshotPrepare, SnapshotRemo
 from moored.kernel.ports.events import Exchange
 from moored.kernel.ports.metadata import Bucket, Database
 from moored.kernel.ports.mounts import Mount
-from moored.kernel.ports.snapshots import NO_LABELS, SNAPSHOT_REF, Info, Kind, Labels, Snapshotter, Usage
+from moored.kernel.ports.snapshots import NO_LABELS, SNAPSHOT_REF, CommitsOnce, Info, Kind, Labels, Snapshotter, Usage
 from moored.kernel.turns import Turns
 from moored.kernel.workers import to_the_end
 from moored.plugins.metadata.bolt import snapshot_records as records
@@ -49,15 +49,6 @@ _PREFIX: Final = "containerd.io/snapshot/"
 def is_inherited(label: str) -> bool:
     """Tell whether the raw snapshotter gets to see a label."""
     return label == SNAPSHOT_REF or label.startswith(_PREFIX)
-
-
-@runtime_checkable
-class CommitsOnce(Protocol):
-    """A raw snapshotter that can measure and sync a snapshot while its commit is being noted."""
-
-    async def commit_once(self, noted: Awaitable[None], name: str, key: str, labels: Labels, parent: str) -> None:
-        """As the port's commit, which takes effect only once `noted` is done; raises what that raises."""
-        ...
 
 
 class NamespacedSnapshotter:
