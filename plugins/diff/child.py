@@ -2,7 +2,7 @@
 
     task on 0 -> locked in, works -> report ─ a fault, or none other is wanted: it ends
         ^                              │
-        └── next 0 <─ out again <──────┘    each by a descriptor that the daemon sends where the report went
+        └── out again, with another 0 <┘    both by descriptors that the daemon sends where the report went
 
 Nothing that it holds while it works leads out of the folder. All modules are imported before the root changes:
 afterwards nothing is ever loaded, since the files around it are a stranger's.
@@ -50,8 +50,6 @@ def serve(work: Work, control: int, daemon: int, names: tuple[str, str], syscall
             if not task["again"] or not _let_out(control):
                 return
             syscalls.rename(idle)
-            if not _given_input(control):
-                return
     except MooredError as error:
         answer = fault(error)
     except OSError as error:
@@ -63,34 +61,22 @@ def serve(work: Work, control: int, daemon: int, names: tuple[str, str], syscall
 
 
 def _let_out(control: int) -> bool:
-    """Go back to the root folder that the daemon sends; False at the end of its side."""
-    root = _descriptor(control)
-    if root is None:
+    """Go back to the root folder that the daemon sends and read on from its pipe; False at the end of its side."""
+    told = socket.socket(fileno=control)
+    try:
+        _, fds, _, _ = socket.recv_fds(told, 1, 2)
+    finally:
+        told.detach()
+    if len(fds) != 2:
         return False
+    root, into = fds
+    os.dup2(into, 0)
+    os.close(into)
     os.fchdir(root)
     os.close(root)
     with suppress(PermissionError):  # who may not did not lock itself in
         os.chroot(".")
     return True
-
-
-def _given_input(control: int) -> bool:
-    """Read on from what the daemon sends; False at the end of its side."""
-    into = _descriptor(control)
-    if into is None:
-        return False
-    os.dup2(into, 0)
-    os.close(into)
-    return True
-
-
-def _descriptor(control: int) -> int | None:
-    told = socket.socket(fileno=control)
-    try:
-        data, fds, _, _ = socket.recv_fds(told, 1, 1)
-    finally:
-        told.detach()
-    return fds[0] if data and fds else None
 
 
 def _tell(error: Exception) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from functools import partial
 from typing import Any, Final, Generic, Protocol, TypeVar
 
 from moored.kernel.errors import MooredError
@@ -47,19 +48,28 @@ class Spares(Generic[P]):
 
     def expect(self, module: str) -> None:
         """Have one ready soon. One that cannot be forked is no fault: it is when it is wanted."""
-        self._stay()
-        if not any(module == other for other, _ in self._kept) and len(self._kept) < MOST:
-            self._kept.append((module, asyncio.create_task(self._start(module))))
+        if any(module == other for other, _ in self._kept):
+            self._stay()
+        else:
+            self.put(module, partial(self._start, module))
 
-    def put(self, module: str, process: P) -> bool:
-        """Keep one for more work, unless there are enough."""
+    def put(self, module: str, ready: Callable[[], Coroutine[Any, Any, P]]) -> bool:
+        """Keep one for more work, unless there are enough; it is made ready soon, or is ended by what fails to."""
         self._stay()
         if len(self._kept) >= MOST:
             return False
-        ready: asyncio.Future[P] = asyncio.get_running_loop().create_future()
-        ready.set_result(process)
-        self._kept.append((module, ready))
+        self._kept.append((module, asyncio.create_task(ready())))
         return True
+
+    def at_hand(self, module: str) -> P | None:
+        """The one put last for the module, if it waits for work now; None else, and then `take` may find another."""
+        for kept in reversed(self._kept):
+            if kept[0] == module:
+                if not kept[1].done() or kept[1].exception() is not None or kept[1].result().ended:
+                    return None
+                self._kept.remove(kept)
+                return kept[1].result()
+        return None
 
     async def take(self, module: str) -> P | None:
         """One for the module, the one put last before others; None where there is none.

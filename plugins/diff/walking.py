@@ -26,6 +26,8 @@ from moored.plugins.diff.worker import Crew, Worker, settled
 
 APPLY_MODULE: Final = "moored.plugins.diff.apply.process"
 ID_MAP: Final = Path("/proc/self/uid_map")
+SMALL: Final = 64 << 10
+"""Bytes at the end of a stored layer that are decompressed where they are met, up to two pieces of the decoder."""
 
 Mounted = Callable[[Sequence[Mount]], AbstractContextManager[Path]]
 """Mounts on a folder of its own making and gives it; blocks."""
@@ -108,6 +110,7 @@ class WalkingDiffer:
         self._mounted = mounted
         self._activated = activated
         self._crew = crew or Crew(log=log)
+        self._makes_devices = not in_user_namespace()
 
     # --- apply --------------------------------------------------------------------------------------------------------
 
@@ -174,7 +177,7 @@ class WalkingDiffer:
             "root": target.root,
             "lowers": target.lowers,
             "userxattr": target.userxattr,
-            "devices": not in_user_namespace(),
+            "devices": self._makes_devices,
             "sync": sync_fs,
             "max_entries": self._budget.entries,
             "max_bytes": self._budget.file_bytes,
@@ -231,13 +234,32 @@ async def _pumped(stream: AsyncIterator[bytes], pump: Pump, process: Worker) -> 
             if ahead:
                 await process.run(pump.feed, ahead)
             ahead = data
-        # the last piece, which mostly is the only one, and the end are one turn of the thread
-        await process.run(pump.feed_last, ahead)
+        await _feed_last(pump, ahead, process)
     except BrokenPipeError:
         await process.result()
         raise Unknown("the worker process stopped reading") from None
-    process.end_input()
     return await process.result()
+
+
+async def _feed_last(pump: Pump, data: bytes, process: Worker) -> None:
+    """Feed a worker the last piece, which mostly is the only one; a small one without a turn of the thread."""
+    pieces = pump.last(data)
+    left: bytes | memoryview = b""
+    if len(data) <= SMALL:
+        left = process.offer(next(pieces, b""))
+        another = b"" if left else next(pieces, b"")
+        if not left and not another:
+            process.end_input()
+            return
+        left = left or another
+
+    def feed() -> None:
+        process.write(left)
+        for piece in pieces:
+            process.write(piece)
+        process.end_input()
+
+    await process.run(feed)
 
 
 class _Source:

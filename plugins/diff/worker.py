@@ -81,17 +81,24 @@ class Worker:
     @property
     def ended(self) -> bool:
         """Whether it runs no more."""
-        return self._exit.done()
+        # the loop may not have been told yet
+        return self._exit.done() or os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
     async def give(self, task: dict[str, Any]) -> None:
         """Write the task, the first of its input."""
-        left = memoryview(packed(task))
         # where it stopped reading its report tells why
         with suppress(BrokenPipeError):
             # the pipe is empty: a thread is not worth it, but for a task that is longer than that
-            left = left[os.write(self._into, left) :]
-            if left:
+            if left := self.offer(packed(task)):
                 await self.run(self.write, left)
+
+    def offer(self, data: bytes) -> memoryview:
+        """Write what the process's pipe has room for, and give what is left. Raises BrokenPipeError as `write`."""
+        left = memoryview(data)
+        with suppress(BlockingIOError):
+            while left:
+                left = left[os.write(self._into, left) :]
+        return left
 
     def write(self, data: bytes | memoryview) -> None:
         """Write all to the process, blocking.
@@ -139,24 +146,19 @@ class Worker:
             await settled(future)
             raise
 
-    def let_out(self) -> None:
-        """Let a process that is done, and was asked for that, go back to the root. Raises OSError if it has ended."""
-        self.end_input()
-        root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            socket.send_fds(self._control, [b"/"], [root])
-        finally:
-            os.close(root)
-
     def renew(self) -> None:
-        """Give one that was let out another input, for another task. Raises OSError if it has ended."""
-        with ExitStack() as undone:
+        """Let a process that is done, and was asked for that, go back to the root, with another input for another task.
+
+        Raises OSError if it has ended.
+        """
+        self.end_input()
+        with ExitStack() as undone, ExitStack() as sent:
+            root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            sent.callback(os.close, root)
             theirs, ours = os.pipe()
+            sent.callback(os.close, theirs)
             undone.callback(os.close, ours)
-            try:
-                socket.send_fds(self._control, [b"0"], [theirs])
-            finally:
-                os.close(theirs)
+            socket.send_fds(self._control, [b"/"], [root, theirs])
             undone.pop_all()
         _prepare(ours)
         self._into = ours
@@ -278,25 +280,34 @@ class Crew:
             raise Unavailable(f"{self._most} worker processes hang and cannot be killed, no further one is started")
         again = again and not output and bool(self._linger)
         async with self._lasting(), self._place() as place:
-            starting = asyncio.ensure_future(self._ready(module, output))
+            one = None if output else self._spares.at_hand(module)
             try:
-                await settled(starting)
-                one = starting.result()
+                if one is None:
+                    starting = asyncio.ensure_future(self._ready(module, output))
+                    try:
+                        await settled(starting)
+                    finally:
+                        # cancelled meanwhile or not, it is to be closed below
+                        one = starting.result() if starting.exception() is None else None
+                    one = starting.result()
                 await one.give({**task, "again": again})
                 yield one
             finally:
-                if starting.exception() is None:
-                    one = starting.result()
-                    if not again or not self._kept(module, one):
-                        await one.close(partial(self._leave_behind, one, place))
+                if one is not None and (not again or not self._kept(module, one)):
+                    await one.close(partial(self._leave_behind, one, place))
 
     def _kept(self, module: str, one: Worker) -> bool:
         """Keep a process for another task, if it can have one."""
-        if one.is_done and one.is_fit and not one.ended:
-            with suppress(OSError):
-                one.let_out()
-                return self._spares.put(module, one)
-        return False
+        # made ready soon, not now: whoever has waited for its work comes first
+        return one.is_done and one.is_fit and not one.ended and self._spares.put(module, partial(self._renewed, one))
+
+    async def _renewed(self, one: Worker) -> Worker:
+        try:
+            one.renew()
+        except OSError as error:
+            await self._close(one)
+            raise Unavailable(f"a worker process has ended: {error.strerror}") from error
+        return one
 
     @asynccontextmanager
     async def _place(self) -> AsyncGenerator[ExitStack]:
@@ -319,16 +330,8 @@ class Crew:
 
     async def _ready(self, module: str, output: bool) -> Worker:
         """Take a process that was kept, or start one."""
-        while not output and (one := await self._spares.take(module)) is not None:
-            if not one.is_done:
-                return one
-            try:
-                one.renew()
-            except OSError:
-                await self._close(one)
-            else:
-                return one
-        return await self._started(module, output)
+        kept = None if output else await self._spares.take(module)
+        return kept if kept is not None else await self._started(module, output)
 
     async def _started(self, module: str, output: bool = False) -> Worker:
         if self._threads is None:

@@ -13,7 +13,7 @@ from moored.kernel.errors import Unknown
 # the stub takes the class for an instance
 _ISAL_ERROR: Final = cast(type[Exception], igzip_lib.IsalError)
 _NUMBERED: Final = re.compile("Error -?[0-9]+ ")
-MAX_PIECE: Final = 1 << 20
+MAX_PIECE: Final = 1 << 17
 SLICE: Final = 1 << 16
 """Input given at a time: what follows a member is copied, so members may be tiny and the input must not be large."""
 

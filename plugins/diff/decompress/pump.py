@@ -48,16 +48,21 @@ class Pump:
         """Pass on the rest; an error if it ended too early."""
         self._pass(self._decoder.finish())
 
-    def feed_last(self, data: bytes) -> None:
-        """Pass on what the data decompresses to, and the rest."""
-        if data:
-            self.feed(data)
-        self.finish()
+    def last(self, data: bytes) -> Iterator[bytes]:
+        """Give what the data decompresses to, and the rest, to be passed on by the caller; it must be used up."""
+        self._stored.update(data)
+        self.stored_size += len(data)
+        yield from self._counted(self._decoder.feed(data))
+        yield from self._counted(self._decoder.finish())
 
     def _pass(self, pieces: Iterator[bytes]) -> None:
+        for piece in self._counted(pieces):
+            self._write(piece)
+
+    def _counted(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
         for piece in pieces:
             self.size += len(piece)
             if self.size > self._max_bytes:
                 raise ResourceExhausted(f"the layer has over {self._max_bytes} bytes uncompressed")
             self._tar.update(piece)
-            self._write(piece)
+            yield piece

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import stat
 import struct
@@ -11,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from moored.kernel.conformance.diff import bind, digest_of
-from moored.kernel.errors import FailedPrecondition, InvalidArgument
-from moored.kernel.ports.diff import LAYER
+from moored.kernel.errors import FailedPrecondition, InvalidArgument, Unknown
+from moored.kernel.ports.diff import LAYER, LAYER_GZIP
 from moored.kernel.ports.mounts import Mount
-from moored.plugins.diff.walking import direct_target
+from moored.plugins.diff.decompress.gzip import MAX_PIECE
+from moored.plugins.diff.walking import SMALL, direct_target
 from unit.diff.world import (
     END,
     as_root,
@@ -189,6 +191,32 @@ def test_sparse_file_keeps_its_holes(tmp_path: Path) -> None:
 def test_large_file(tmp_path: Path) -> None:
     data = os.urandom(1 << 20) * 5 + b"tail"
     assert (unpacked(tmp_path, file(b"f", data)) / "f").read_bytes() == data
+
+
+@pytest.mark.parametrize("size", [1, MAX_PIECE - 2048, MAX_PIECE, 10 << 20], ids=["tiny", "piece", "more", "bomb"])
+def test_small_blob_becomes_files_of_any_size(size: int, tmp_path: Path) -> None:
+    async def go() -> None:
+        async with staged(tmp_path) as stage:
+            stored = gzip.compress(layer)
+            assert len(stored) < SMALL
+            root = stage.new_folder("root")
+            assert (await unpack(stage, stored, root, LAYER_GZIP)).digest == digest_of(layer)
+            assert (root / "f").stat().st_size == size
+
+    layer = file(b"f", bytes(size)) + END
+    done(go())
+
+
+@pytest.mark.parametrize("size", [1, 10 << 20], ids=["at_once", "with_a_thread"])
+def test_small_blob_that_is_cut_is_refused(size: int, tmp_path: Path) -> None:
+    async def go() -> None:
+        async with staged(tmp_path) as stage:
+            with pytest.raises(Unknown, match="unexpected end of the stream"):
+                await unpack(
+                    stage, gzip.compress(file(b"f", bytes(size)) + END)[:-1], stage.new_folder("r"), LAYER_GZIP
+                )
+
+    done(go())
 
 
 def test_opaque_in_a_plain_folder_keeps_what_the_layer_brought(tmp_path: Path) -> None:

@@ -89,6 +89,21 @@ def test_zstd_that_asks_for_too_much_is_refused() -> None:
         decoded(b"\x28\xb5\x2f\xfd\x00\x50" + b"\xff" * 20)
 
 
+def test_pump_gives_its_last_pieces_to_who_asks_for_them() -> None:
+    out: list[bytes] = []
+    pump = Pump(Detected(), out.append, max_bytes=len(DATA))
+    pump.feed(GZIP[:100])
+    out += pump.last(GZIP[100:])
+    assert b"".join(out) == DATA
+    assert pump.digest == f"sha256:{hashlib.sha256(DATA).hexdigest()}"
+    assert pump.stored_digest == f"sha256:{hashlib.sha256(GZIP).hexdigest()}"
+    assert (pump.size, pump.stored_size) == (len(DATA), len(GZIP))
+    with pytest.raises(ResourceExhausted, match=f"over {len(DATA) - 1} bytes uncompressed"):
+        list(Pump(Detected(), out.append, max_bytes=len(DATA) - 1).last(GZIP))
+    with pytest.raises(Unknown, match="unexpected end"):
+        list(Pump(Detected(), out.append, max_bytes=len(DATA)).last(GZIP[:-1]))
+
+
 def test_pump_hashes_both_sides_and_stops_at_its_budget() -> None:
     out: list[bytes] = []
     pump = Pump(Detected(), out.append, max_bytes=len(DATA), algorithm="sha512")

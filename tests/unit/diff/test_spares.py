@@ -164,6 +164,25 @@ def test_kept_process_that_was_killed_is_replaced(tmp_path: Path) -> None:
     done(go())
 
 
+@pytest.mark.parametrize("ready", [False, True], ids=["before_it_is_ready", "once_it_is_ready"])
+def test_kept_process_that_ends_just_before_it_is_wanted_is_replaced(ready: bool, tmp_path: Path) -> None:
+    async def go() -> None:
+        async with Crew(linger=HOLD) as crew:
+            async with working(crew, tmp_path, again=True) as one:
+                await unpacks(one)
+                pid = one.pid
+            if ready:
+                await until(lambda: kept_by(crew) == [pid])
+            os.kill(pid, signal.SIGKILL)
+            # gone, which the loop does not know yet
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # noqa: ASYNC222 - the loop is to be kept from it
+            async with working(crew, tmp_path, again=True) as one:
+                assert one.pid != pid
+                await unpacks(one)
+
+    done(go())
+
+
 def test_kept_processes_end_when_they_have_lingered(tmp_path: Path) -> None:
     async def go() -> None:
         async with Crew(linger=0.2) as crew:
