@@ -28,6 +28,8 @@ class Layers(Protocol):
     capabilities: frozenset[str]
     deferred: bool
     """Whether removed snapshots leave their files for the next cleanup."""
+    quick: bool
+    """Whether `make` makes a few folders only: that is done by the change that records them, without another thread."""
 
     def open(self) -> None:
         """Open the folder and look at the host. Raises Skip when this host cannot serve."""

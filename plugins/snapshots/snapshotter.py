@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from structlog.typing import FilteringBoundLogger
 
@@ -66,7 +66,7 @@ def _open(layers: Layers) -> None:
 
 
 class RecordedSnapshotter:
-    """The port's Snapshotter; made by `open_snapshotter`.
+    """The port's Snapshotter and CommitsOnce; made by `open_snapshotter`.
 
     An id is given out once in the life of a process and never again once a record had it. While an id is in `_busy`,
     its entries may be there without a record.
@@ -125,12 +125,9 @@ class RecordedSnapshotter:
     async def commit_once(
         self, noted: Awaitable[None] | None, name: str, key: str, labels: Labels = NO_LABELS, parent: str = ""
     ) -> None:
-        """As commit; it makes the files ready meanwhile, but records nothing before `noted` is done.
-
-        Raises what `noted` raises too, which is not awaited if the commit fails before.
-        """
+        """See CommitsOnce."""
         async with self._keys.hold((key, name), (parent,) if parent else ()):
-            await self._workers.whole(lambda stop: self._commit(name, key, labels, parent, stop, noted=noted))
+            await self._workers.whole(lambda stop: self._begin_commit(name, key, labels, parent, stop, noted=noted))
 
     async def stat(self, name: str) -> Info:
         """See the port."""
@@ -190,20 +187,23 @@ class RecordedSnapshotter:
         snapshot = Snapshot(self._last_id, info, parents)
         self._busy.add(snapshot.id)
         try:
-            mounts = await self._run(f"snapshot {key}", lambda: self._made(snapshot, stop))
-            stop.check()
-            await self._records.create(snapshot)
+            if self._layers.quick:
+                return await self._records.create(snapshot, partial(self._made, snapshot, stop))
+            mounts = await self._workers.run(partial(self._made, snapshot, stop))
+            return await self._records.create(snapshot, lambda: mounts)
         except BaseException:
             await self._discard(self._layers.entry(snapshot))
             raise
         finally:
             self._busy.discard(snapshot.id)
-        return mounts
 
     def _made(self, snapshot: Snapshot, stop: Stop) -> list[Mount]:
-        """Make the files of a snapshot and give its mounts; blocks."""
-        self._make_files(snapshot, stop)
-        return list(self._layers.mounts(snapshot))
+        """Make the files of a snapshot and give its mounts, unless nobody waits any more; blocks."""
+        with about(f"snapshot {snapshot.info.name}"):
+            self._make_files(snapshot, stop)
+            mounts = list(self._layers.mounts(snapshot))
+        stop.check()
+        return mounts
 
     def _make_files(self, snapshot: Snapshot, stop: Stop) -> None:
         if self._layers.entry(snapshot) is not None:
@@ -215,21 +215,32 @@ class RecordedSnapshotter:
             raise FailedPrecondition(f"snapshot {key!r} is committed, wanted an active one or a view")
         return await self._run(f"snapshot {key}", lambda: list(self._layers.mounts(snapshot)))
 
-    async def _commit(
+    def _begin_commit(
         self, name: str, key: str, labels: Labels, parent: str, stop: Stop, *, noted: Awaitable[None] | None
-    ) -> None:
+    ) -> Coroutine[Any, Any, None]:
+        """Have a thread begin with the files at once: what is noted meanwhile would hold it up."""
         snapshot = self._records.plan_commit(name, key, parent)
         if snapshot.info.parent != self._records.find(key).info.parent and REBASE not in self.capabilities:
             raise Unimplemented(f"snapshot {key!r} cannot become a child of {parent!r} at its commit")
-        old = self._layers.entry(snapshot)
-        new = self._layers.entry(replace(snapshot, info=replace(snapshot.info, kind=Kind.COMMITTED)))
+        sealing = self._workers.run(partial(self._layers.seal, snapshot, stop))
         self._busy.add(snapshot.id)
-        try:
-            usage = await self._run(f"snapshot {key}", lambda: self._layers.seal(snapshot, stop))
+
+        async def record() -> None:
+            with about(f"snapshot {key}"):
+                usage = await sealing
             if noted is not None:
                 await noted
             stop.check()
             await self._records.commit(name, key, labels, parent, usage)
+
+        return self._committed(snapshot, record())
+
+    async def _committed(self, snapshot: Snapshot, recorded: Coroutine[Any, Any, None]) -> None:
+        """Await the record of a commit, and remove the files that it leaves over."""
+        old = self._layers.entry(snapshot)
+        new = self._layers.entry(replace(snapshot, info=replace(snapshot.info, kind=Kind.COMMITTED)))
+        try:
+            await recorded
         except BaseException:
             if new != old:
                 await self._discard(new)

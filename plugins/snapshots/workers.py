@@ -21,13 +21,14 @@ class Workers:
         self._calls: set[asyncio.Task[Any]] = set()
         self._closing: asyncio.Task[None] | None = None
 
-    async def run(self, work: Callable[[], R]) -> R:
-        """Run work in a thread; only inside of `whole`, which sees to its end."""
-        return await finished(self._pool.submit(work), always=True)
+    def run(self, work: Callable[[], R]) -> Coroutine[Any, Any, R]:
+        """Run work in a thread, from now on; only inside of `whole`, which sees to its end."""
+        return finished(self._pool.submit(work), always=True)
 
     async def whole(self, call: Callable[[Stop], Coroutine[Any, Any, R]]) -> R:
         """Await a call to its end, even if the caller is cancelled; it is asked to stop then, and may.
 
+        What `call` does before it gives its coroutine is done at once, and not undone if it raises.
         Raises Unavailable once closed, and CancelledError after the call has ended.
         """
         if self._closing is not None:

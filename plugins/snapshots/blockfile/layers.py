@@ -44,6 +44,7 @@ class BlockfileLayers:
 
     capabilities: frozenset[str] = frozenset()
     deferred = False
+    quick = False
 
     def __init__(self, root: Path, options: Options) -> None:
         self.folder = Folder(root, (ENTRIES,))

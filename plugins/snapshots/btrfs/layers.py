@@ -41,6 +41,7 @@ class BtrfsLayers:
 
     capabilities: frozenset[str] = frozenset()
     deferred = False
+    quick = False
 
     def __init__(self, root: Path) -> None:
         self.folder: Folder = BtrfsFolder(root, tuple(_FOLDERS.values()))

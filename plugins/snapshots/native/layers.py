@@ -25,6 +25,7 @@ class NativeLayers:
 
     capabilities: frozenset[str] = frozenset()
     deferred = False
+    quick = False
 
     def __init__(self, root: Path) -> None:
         self.folder = Folder(root, (ENTRIES,))

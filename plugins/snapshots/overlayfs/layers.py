@@ -57,6 +57,8 @@ class Options:
 class OverlayLayers:
     """See `Layers`."""
 
+    quick = True
+
     def __init__(self, root: Path, options: Options) -> None:
         self.folder = Folder(root, (ENTRIES,))
         self.capabilities: frozenset[str] = frozenset()

@@ -12,13 +12,14 @@ Source: the contract's section on the snapshotters' metadata.db. Errors are thos
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Final
 
 from moored.kernel.errors import AlreadyExists, DataLoss, FailedPrecondition, InvalidArgument, NotFound
 from moored.kernel.ports.metadata import Bucket, Database
+from moored.kernel.ports.mounts import Mount
 from moored.kernel.ports.snapshots import Info, Kind, Labels, Usage
 from moored.kernel.records import (
     decode_text,
@@ -133,11 +134,14 @@ class Records:
 
     # --- writing ------------------------------------------------------------------------------------------------------
 
-    async def create(self, snapshot: Snapshot) -> None:
-        """Record a new active snapshot or view. Raises as prepare."""
+    async def create(self, snapshot: Snapshot, make: Callable[[], list[Mount]] = list) -> list[Mount]:
+        """Record a new active snapshot or view, and give what `make` gives, which is called before that is durable.
+
+        While `make` runs no other change does. Raises as prepare, and what it raises.
+        """
         info, id_ = snapshot.info, snapshot.id
 
-        def change(root: Bucket) -> None:
+        def change(root: Bucket) -> list[Mount]:
             snapshots, parents = _buckets(root)
             _check_new(snapshots, info.name)
             chain = _parents_of_new(snapshots, info.parent, self._chains)
@@ -147,8 +151,9 @@ class Records:
             _write(record, snapshot)
             if chain:
                 parents.put(_link(chain[0], id_), encode_text(info.name))
+            return make()
 
-        await self._db.update(change)
+        return await self._db.update(change)
 
     async def commit(self, name: str, key: str, labels: Labels, parent: str, usage: Usage) -> None:
         """Move an active snapshot's record to its name. Raises as commit."""
