@@ -2,8 +2,8 @@
 
     python -m contrib.bench [GROUP ...] [--rounds N] [--scale X] [--json FILE] [--alone]
 
-Groups: daemon (start, idle memory, latency), writes, lists, ingest, unpack, pull, gc, tasks (run, loops, exec), moorctl
-(its commands beside those of others), idle (memory of shims, start with many of them); all of them by default.
+Groups: daemon (start, idle memory, latency), writes, lists, ingest, unpack, import, pull, gc, tasks (run, loops, exec),
+moorctl (its commands beside those of others), idle (memory of shims, start with many of them); all of them by default.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from contrib.bench import containers, content, daemon, garbage, idle, metadata, moorctl, pull, tasks, unpack
+from contrib.bench import containers, content, daemon, garbage, idle, imports, metadata, moorctl, pull, tasks, unpack
 from contrib.bench.peers import Peer, containerd, moored
 from contrib.bench.rounds import Group, Values, measured, say, summary
 
@@ -26,6 +26,7 @@ GROUPS = {
     "lists": metadata.LIST_GROUP,
     "ingest": content.GROUP,
     "unpack": unpack.GROUP,
+    "import": imports.GROUP,
     "pull": pull.GROUP,
     "gc": garbage.GROUP,
     "tasks": tasks.GROUP,
@@ -46,7 +47,7 @@ def main() -> None:
         peers = [peer for peer in (moored(0, base / "padding"), None if args.alone else containerd()) if peer]
         versions = {peer.name: _version(peer) for peer in peers}
         for name in args.groups or (*OWN, *GROUPS):
-            if name in ("tasks", "idle") and not containers.installed("runc"):
+            if name in ("tasks", "idle", "import") and not containers.installed("runc"):
                 say(f"{name}: left out, it needs root, ctr, busybox and runc")
             elif name == "moorctl" and not moorctl.installed():
                 say(f"{name}: left out, it needs root, ctr, busybox, runc and an installed moorctl")

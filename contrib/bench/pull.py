@@ -133,7 +133,7 @@ def pull(running: Running, number: int, scale: float) -> Values:
             began = time.perf_counter()
             _pull(running.address, reference)
             found[f"pull_{name}_s"] = time.perf_counter() - began
-        _remove(running.address, reference)
+        remove(running.address, reference)
     return found
 
 
@@ -161,7 +161,8 @@ def _packed(message: Message) -> Any:
     return Any(type_url=message.DESCRIPTOR.full_name, value=message.SerializeToString())
 
 
-def _remove(address: str, name: str) -> None:
+def remove(address: str, name: str) -> None:
+    """Remove an image and all that only it holds."""
     with grpc.insecure_channel(f"unix:{address}") as channel:
         request = images_pb2.DeleteImageRequest(name=name, sync=True)
         stub = images_pb2_grpc.ImagesStub(channel)
