@@ -42,6 +42,7 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
     expired   its deadline has passed
     cut       the server stops
     gone      nothing that is sent would arrive: the client gave up, or everything was said
+    over      its end was reached, and whoever waited for that has been told
     """
 
     def __init__(
@@ -52,14 +53,13 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
         *,
         request: Request,
         method: Method,
-        window: int,
         in_window: int,
     ) -> None:
         self.number = number
         self.request = request
         self.method = method
-        self.window = window
-        """What may be sent, bytes."""
+        self.window = 0
+        """What may be sent, bytes, beside what every stream of its connection may send from the start."""
         self.in_window = in_window
         """What the client may send, bytes."""
         self.returned = 0
@@ -69,6 +69,7 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
         self.expired = False
         self.cut = False
         self.gone = False
+        self.over = False
         self.status: grpc.StatusCode | int | None = None
         self.text = ""
         self._link = link
@@ -187,8 +188,8 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
 
     async def abort(self, code: Any, details: str = "", trailing_metadata: Any = ()) -> NoReturn:
         """End the call with a status; raises grpc.aio.AbortError to leave the handler."""
+        self.set_trailing_metadata((*self._trailing, *trailing_metadata))
         self.status, self.text = code, details
-        self._trailing = (*self._trailing, *trailing_metadata)
         raise grpc.aio.AbortError("locally aborted")
 
     async def abort_with_status(self, status: grpc.Status) -> NoReturn:
@@ -196,8 +197,10 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
         await self.abort(status.code, status.details, status.trailing_metadata or ())
 
     def set_trailing_metadata(self, trailing_metadata: Any) -> None:
-        """Send these with the status."""
-        self._trailing = tuple(trailing_metadata)
+        """Send these with the status. Raises what is wrong with them here, as the call could not be ended with them."""
+        found = tuple(trailing_metadata)
+        encoded(found)
+        self._trailing = found
 
     def trailing_metadata(self) -> Any:
         """What will be sent with the status."""
@@ -291,6 +294,9 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
         remaining = self.time_remaining()
         self.expired = self.expired or (remaining is not None and remaining <= EXPIRING_SECONDS)
         self.incoming.error = Cancelled("the client gave up")
+        # A handler that is cancelled before its first step never runs: nothing that ends with it can be left to it.
+        self._stop_timer()
+        self.heard()
         if self.task is None:
             self._over()
         else:
@@ -306,10 +312,24 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
             self._link.put(header_frames(self.number, block, end=True))
         self._over()
 
-    def _over(self) -> None:
+    def abandoned(self) -> None:
+        """The handler's task is done and has not ended the call: it was cancelled too early, or its end went wrong."""
+        self._trailing = ()
+        self.end(*self.interruption())
+
+    def _stop_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    def _over(self) -> None:
+        if self.over:
+            return
+        self.over = True
+        self._stop_timer()
+        if self.incoming.error is not None:
+            # It may have been raised through this call's own frames, which it would keep, and with them the call.
+            self.incoming.error.__traceback__ = None
         if not self.gone:
             self.gone = True
             if not self.incoming.ended:

@@ -195,7 +195,8 @@ class Calls:
             code = 0 if call.status is None else _number(call.status)
             call.end(code, call.text)
         except grpc.aio.AbortError:
-            code = _number(call.code())
+            # What was aborted has not gone well, whatever it says.
+            code = _number(call.code()) or 2
             call.end(code, call.text)
         except asyncio.CancelledError as error:
             # Either somebody gave the call up, or it was something inside: that is answered too.

@@ -5,13 +5,15 @@ is sent is collected and written once a turn of the event loop.
 
 What a hostile client meets: its calls, and the handlers that still clean up after calls it reset, have a number;
 headers are bounded by bytes, compressed or not, and by frames; answers to its pings, settings and faults wait for it
-only up to a number; what it sends and no handler reads is not let in beyond a number of bytes.
+only up to a number, and all that waits for it up to a number of bytes; what it sends and no handler reads is not let in
+beyond a number of bytes; a frame that concerns every call costs no more than any other.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from moored.plugins.server.grpc import frames
@@ -32,6 +34,10 @@ MAX_HEADER_FRAMES: Final = 32
 MAX_REPLIES: Final = 4096
 """Answers to frames that ask for one, while the client does not read."""
 WRITE_BUFFER: Final = 1 << 20
+MAX_WRITE_BUFFER: Final = 16 << 20
+"""Bytes of answers and ends of calls that wait for a client which does not read; messages wait elsewhere."""
+MAX_WHY: Final = 200
+"""Characters of the reason that a broken connection is given."""
 PREFACE_SECONDS: Final = 20.0
 CLOSE_SECONDS: Final = 5.0
 """What the client has to take what is left after the end of the connection."""
@@ -65,6 +71,7 @@ class Connection(asyncio.Protocol):
         self._handlers = 0
         self._last = 0
         self._stream_window = frames.FIRST_WINDOW
+        self._checking = False
         self._frame_size = frames.MAX_FRAME
         self._in_window = CONNECTION_WINDOW
         self._in_owed = 0
@@ -76,6 +83,7 @@ class Connection(asyncio.Protocol):
         self._replies = 0
         self._waiting: dict[Call, asyncio.Future[None]] = {}
         self._leaving = False
+        self._closing = False
         self._handshake: asyncio.TimerHandle | None = None
         self._last_call: asyncio.TimerHandle | None = None
 
@@ -115,15 +123,18 @@ class Connection(asyncio.Protocol):
     def pause_writing(self) -> None:
         """See asyncio.Protocol."""
         self._paused = True
+        self._replies = 0
 
     def resume_writing(self) -> None:
         """See asyncio.Protocol."""
         self._paused = False
-        self._replies = 0
         self._wake()
 
     def data_received(self, data: bytes) -> None:
         """See asyncio.Protocol."""
+        if self._closing:
+            # TLS still hands on what it had read.
+            return
         if self._rest:
             data = self._rest + data
         try:
@@ -155,7 +166,7 @@ class Connection(asyncio.Protocol):
 
     def put(self, data: bytes | memoryview) -> int:
         """Send at the end of this turn of the event loop; the bytes that wait for it."""
-        if self._transport is None:
+        if self._transport is None or self._closing:
             return 0
         self._out.append(data)
         self._out_bytes += len(data)
@@ -175,17 +186,20 @@ class Connection(asyncio.Protocol):
             self._out.clear()
             self._out_bytes = 0
             self._transport.write(data)
+            if self._paused and self._transport.get_write_buffer_size() > MAX_WRITE_BUFFER and not self._closing:
+                self._break(frames.ENHANCE_YOUR_CALM, "too much waits for the client to read")
 
     def _reply(self, data: bytes) -> None:
-        self._replies += 1
-        if self._replies > MAX_REPLIES and self._paused:
-            raise Broken(frames.ENHANCE_YOUR_CALM, "too many answers wait for the client to read")
+        if self._paused:
+            self._replies += 1
+            if self._replies > MAX_REPLIES:
+                raise Broken(frames.ENHANCE_YOUR_CALM, "too many answers wait for the client to read")
         self.put(data)
 
     def has_room(self, call: Call, size: int) -> bool:
         """Whether a call may send so many bytes as one frame now."""
         return (
-            size <= call.window
+            size <= call.window + self._stream_window
             and size <= self.window
             and size <= self._frame_size
             and not self._paused
@@ -196,7 +210,7 @@ class Connection(asyncio.Protocol):
         """How many of the bytes a call may send as one frame now."""
         if self._paused or call.gone:
             return 0
-        return max(0, min(size, call.window, self.window, self._frame_size))
+        return max(0, min(size, call.window + self._stream_window, self.window, self._frame_size))
 
     async def await_room(self, call: Call) -> None:
         """Wait until there may be room."""
@@ -208,7 +222,9 @@ class Connection(asyncio.Protocol):
                 del self._waiting[call]
 
     def _wake(self) -> None:
-        for waiter in self._waiting.values():
+        # Whoever finds no room waits again; until then nobody is woken twice, however often the client asks for it.
+        waiting, self._waiting = self._waiting, {}
+        for waiter in waiting.values():
             if not waiter.done():
                 waiter.set_result(None)
 
@@ -236,6 +252,7 @@ class Connection(asyncio.Protocol):
         call = self._streams.get(number)
         if call is None:
             # It may have been on its way when the call ended.
+            _check(number % 2 == 1, frames.PROTOCOL_ERROR, f"data of stream {number}, which is idle")
             self._reset(number, frames.STREAM_CLOSED)
             self._fill_window()
             return
@@ -329,7 +346,6 @@ class Connection(asyncio.Protocol):
             number,
             request=request,
             method=method,
-            window=self._stream_window,
             in_window=STREAM_WINDOW,
         )
         self._streams[number] = call
@@ -365,17 +381,16 @@ class Connection(asyncio.Protocol):
         if call is None:
             return
         call.window += more
-        if not more or call.window > frames.MAX_WINDOW:
+        if not more or call.window + self._stream_window > frames.MAX_WINDOW:
             self._fail(call, frames.FLOW_CONTROL_ERROR if more else frames.PROTOCOL_ERROR)
         elif (waiter := self._waiting.get(call)) is not None and not waiter.done():
             waiter.set_result(None)
 
     def _take_priority(self, _flags: int, number: int, payload: bytes) -> None:
         _check(number != 0, frames.PROTOCOL_ERROR, "priority of no stream")
-        if len(payload) != 5:
-            self._reset(number, frames.FRAME_SIZE_ERROR)
-        elif _depends_on(payload) == number:
-            self._reset(number, frames.PROTOCOL_ERROR)
+        # The faults of a stream, which may be idle, and then could not be reset.
+        _check(len(payload) == 5, frames.FRAME_SIZE_ERROR, f"priority of {len(payload)} bytes")
+        _check(_depends_on(payload) != number, frames.PROTOCOL_ERROR, f"stream {number} depends on itself")
 
     def _take_push(self, _flags: int, _number: int, _payload: bytes) -> None:
         raise Broken(frames.PROTOCOL_ERROR, "clients do not push")
@@ -405,27 +420,40 @@ class Connection(asyncio.Protocol):
         self._configured = True
         self._frame_size = min(found.get(frames.MAX_FRAME_SIZE, self._frame_size), STREAM_WINDOW)
         if (window := found.get(frames.INITIAL_WINDOW)) is not None:
-            for call in self._streams.values():
-                call.window += window - self._stream_window
-                _check(call.window <= frames.MAX_WINDOW, frames.FLOW_CONTROL_ERROR, "a window is too large")
             self._stream_window = window
             self._wake()
+            if self._streams and not self._checking:
+                # Once for however many frames come together: there may be many streams.
+                self._checking = True
+                self.loop.call_soon(self._check_windows)
         self._reply(frames.SETTINGS_ACK)
+
+    def _check_windows(self) -> None:
+        self._checking = False
+        most = frames.MAX_WINDOW - self._stream_window
+        if not self._closing and any(call.window > most for call in self._streams.values()):
+            self._break(frames.FLOW_CONTROL_ERROR, "a window is too large")
 
     # --- calls --------------------------------------------------------------------------------------------------------
 
     def _start(self, call: Call) -> None:
         self._handlers += 1
         call.task = task = self.loop.create_task(self._calls.serve(call))
-        task.add_done_callback(self._handled)
+        task.add_done_callback(partial(self._handled, call))
 
-    def _handled(self, _task: asyncio.Task[None]) -> None:
+    def _handled(self, call: Call, _task: asyncio.Task[None]) -> None:
         self._handlers -= 1
+        if not call.over:
+            call.abandoned()
+        # A task that was cancelled before its first step holds its frame, and that the call.
+        call.task = None
 
     def forget(self, call: Call) -> None:
         """The call is over, or its client gave it up."""
         if self._streams.pop(call.number, None) is not None:
             self._unread -= call.incoming.drop()
+            # Nothing else may come that would: a client without any window left cannot send.
+            self._fill_window()
         waiter = self._waiting.get(call)
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
@@ -455,7 +483,8 @@ class Connection(asyncio.Protocol):
 
     def close(self) -> None:
         """Close as soon as the client has taken what was sent, and soon in any case."""
-        if self._transport is not None:
+        if self._transport is not None and not self._closing:
+            self._closing = True
             self.flush()
             self._transport.close()
             self._last_call = self.loop.call_later(CLOSE_SECONDS, self.abort)
@@ -468,8 +497,8 @@ class Connection(asyncio.Protocol):
     def _break(self, code: int, why: str) -> None:
         self._leaving = True
         self._rest = b""
-        self.put(frames.goaway(self._last, code, why))
         self._lose_all()
+        self.put(frames.goaway(self._last, code, why[:MAX_WHY]))
         self.close()
 
     def _lose_all(self) -> None:

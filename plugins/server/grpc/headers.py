@@ -7,7 +7,6 @@ Answers are never compressed with what was sent before, so that their bytes can 
 from __future__ import annotations
 
 import base64
-import binascii
 import string
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,10 @@ MAX_BLOCK: Final = 16384
 """Bytes of the headers of a call, compressed or not."""
 KNOWN_BLOCKS: Final = 256
 """Blocks that are remembered, of each connection."""
+KNOWN_METADATA: Final = 64
+"""Values of the longest request that is remembered; one header can hold thousands."""
+SHOWN: Final = 100
+"""Characters of what a client sent that an answer to it quotes: such answers may have to wait for it to read."""
 NAMESPACE_HEADER: Final = "containerd-namespace"
 LEASE_HEADER: Final = "containerd-lease"
 CODINGS: Final = ("identity", "gzip", "deflate")
@@ -33,6 +36,8 @@ _INVALID_ARGUMENT: Final = 3
 _INTERNAL: Final = 13
 _SECONDS: Final = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
 _LONGEST_TIMEOUT: Final = 30 * 24 * 3600.0
+_OF_CONNECTION: Final = ("connection", "proxy-connection", "keep-alive", "transfer-encoding", "upgrade")
+"""What a request of HTTP/2 must not hold (RFC 9113, 8.2.2)."""
 _OF_TRANSPORT: Final = ("content-type", "te", "grpc-timeout", "grpc-encoding", "grpc-accept-encoding", "host")
 _PRINTABLE: Final = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
 _NAME_CHARACTERS: Final = frozenset(string.ascii_lowercase + string.digits + "-_.")
@@ -89,7 +94,7 @@ class Blocks:
         if (state := self._table()) != self._state or len(self._known) >= KNOWN_BLOCKS:
             self._known.clear()
             self._state = state
-        else:
+        elif found is None or len(found.metadata) <= KNOWN_METADATA:
             self._known[block] = found
         return found
 
@@ -118,13 +123,15 @@ def _request(fields: Iterable[tuple[bytes, bytes]]) -> Request | None:
     regular = False
     for raw_name, raw_value in fields:
         name, value = raw_name.decode("latin-1"), raw_value.decode("utf-8", "backslashreplace")
+        if "\n" in value or "\r" in value or "\0" in value:
+            return None
         if name.startswith(":"):
             if regular or name in pseudo or name not in (":method", ":scheme", ":path", ":authority"):
                 return None
             pseudo[name] = value
             continue
         regular = True
-        if not name or not _NAME_CHARACTERS.issuperset(name) or name in ("connection", "transfer-encoding"):
+        if not name or not _NAME_CHARACTERS.issuperset(name) or name in _OF_CONNECTION:
             return None
         if name == "te" and value != "trailers":
             return None
@@ -138,7 +145,7 @@ def _request(fields: Iterable[tuple[bytes, bytes]]) -> Request | None:
     if refusal is None and "grpc-timeout" in transport:
         timeout = _timeout(transport["grpc-timeout"])
         if timeout is None:
-            refusal = Refusal(400, _INTERNAL, f"malformed grpc-timeout: {transport['grpc-timeout']!r}")
+            refusal = Refusal(400, _INTERNAL, f"malformed grpc-timeout: {transport['grpc-timeout'][:SHOWN]!r}")
     return Request(
         pseudo[":path"],
         timeout,
@@ -153,9 +160,9 @@ def _request(fields: Iterable[tuple[bytes, bytes]]) -> Request | None:
 def _refusal(pseudo: dict[str, str], transport: dict[str, str]) -> Refusal | None:
     kind = transport.get("content-type", "").lower()
     if kind != "application/grpc" and not kind.startswith(("application/grpc+", "application/grpc;")):
-        return Refusal(415, _INVALID_ARGUMENT, f"invalid gRPC request content-type {kind!r}")
+        return Refusal(415, _INVALID_ARGUMENT, f"invalid gRPC request content-type {kind[:SHOWN]!r}")
     if pseudo[":method"] != "POST":
-        return Refusal(405, _INTERNAL, f"method {pseudo[':method']!r} of a gRPC request must be POST")
+        return Refusal(405, _INTERNAL, f"method {pseudo[':method'][:SHOWN]!r} of a gRPC request must be POST")
     return None
 
 
@@ -174,7 +181,8 @@ def _values(name: str, value: str) -> list[str | bytes]:
     for part in value.split(","):
         try:
             found.append(base64.b64decode(part.strip() + "=" * (-len(part.strip()) % 4), validate=True))
-        except binascii.Error:
+        except ValueError:
+            # Also binascii.Error: what is not base64, or not even ASCII.
             continue
     return found
 

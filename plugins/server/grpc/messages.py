@@ -16,6 +16,10 @@ PREFIX: Final = struct.Struct(">BI")
 _WINDOW_BITS: Final = {"gzip": 31, "deflate": 15}
 
 
+class _Compressed(bytes):
+    """A message as it came. It is decompressed when it is read: until then a bomb is as small as it came."""
+
+
 class Incoming:
     """The messages of one call, in their order.
 
@@ -68,9 +72,22 @@ class Incoming:
             self.error = Internal("unexpected EOF", bare=True)
 
     def take(self) -> tuple[bytes, int]:
-        """The next message, and the bytes that the client may send again for it. There must be one."""
+        """The next message, and the bytes that the client may send again for it. There must be one.
+
+        Raises what is wrong with a compressed one; then there are no more, and `drop` gives its bytes back.
+        """
         message = self._messages.popleft()
-        return message, self._paid(len(message) + PREFIX.size if self._messages else self._owed)
+        if type(message) is _Compressed:
+            try:
+                found = self._decompressed(message)
+            except MooredError as error:
+                self.error = error
+                self._messages.clear()
+                self._partial.clear()
+                raise
+        else:
+            found = message
+        return found, self._paid(len(message) + PREFIX.size if self._messages else self._owed)
 
     def drop(self) -> int:
         """Forget what was not taken; the bytes of it that were not given back."""
@@ -93,8 +110,8 @@ class Incoming:
             end = at + PREFIX.size + size
             if end > len(partial):
                 break
-            message = bytes(memoryview(partial)[at + PREFIX.size : end])
-            self._messages.append(self._decompressed(message) if compressed else message)
+            kind = _Compressed if compressed else bytes
+            self._messages.append(kind(memoryview(partial)[at + PREFIX.size : end]))
             at = end
         del partial[:at]
 
@@ -108,15 +125,16 @@ class Incoming:
                 else f'grpc: Decompressor is not installed for grpc-encoding "{self._coding}"'
             )
             raise (Internal if known else Unimplemented)(text, bare=True)
-        inflater = zlib.decompressobj(bits)
+        inflater, found, fault = zlib.decompressobj(bits), b"", ""
         try:
             found = inflater.decompress(message, self._limit + 1)
         except zlib.error as error:
-            raise Internal(f"grpc: failed to decompress the received message: {error}", bare=True) from error
+            fault = str(error)
         if len(found) > self._limit:
             raise _too_long(len(found), self._limit)
-        if not inflater.eof:
-            raise Internal("grpc: failed to decompress the received message: unexpected EOF", bare=True)
+        if fault or not inflater.eof:
+            text = f"grpc: failed to decompress the received message: {fault or 'unexpected EOF'}"
+            raise Internal(text, bare=True)
         return found
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import shutil
 import socket
+import ssl
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import grpc
 import grpc.aio
 import pytest
 
+import rawhttp2
 from harness import (
     VERSION,
     fails,
@@ -129,6 +132,46 @@ async def test_tls_serves_clients_that_trust_the_authority(tmp_path: Path, autho
             assert await version(channel) == "0.0.1-test"
         async with grpc.aio.insecure_channel(world.address(TCP)) as plain:
             assert (await fails(version(plain)))[0] == "UNAVAILABLE"
+
+
+async def tls_streams(
+    authority: Authority, address: str, protocols: list[str]
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A connection through TLS that offers these protocols for what is inside."""
+    context = ssl.create_default_context(cafile=str(authority.pem("ca")))
+    if protocols:
+        context.set_alpn_protocols(protocols)
+    host, _, port = address.rpartition(":")
+    return await asyncio.open_connection(host, int(port), ssl=context)
+
+
+@pytest.mark.parametrize("protocols", [[], ["http/1.1"]])
+@on_loop
+async def test_tls_client_that_does_not_offer_http2_is_sent_away(
+    tmp_path: Path, authority: Authority, protocols: list[str]
+) -> None:
+    async with running(tmp_path, TCP, VERSION, configs={TCP: authority.config()}) as world:
+        reader, writer = await tls_streams(authority, world.address(TCP), protocols)
+        writer.write(rawhttp2.PREFACE + rawhttp2.settings())
+        with suppress(ConnectionError):
+            assert await asyncio.wait_for(reader.read(), 10) == b""
+        writer.close()
+        with suppress(ConnectionError):
+            await writer.wait_closed()
+
+
+@on_loop
+async def test_tls_client_that_breaks_the_rules_is_told_why(tmp_path: Path, authority: Authority) -> None:
+    async with running(tmp_path, TCP, VERSION, configs={TCP: authority.config()}) as world:
+        reader, writer = await tls_streams(authority, world.address(TCP), ["h2"])
+        found = rawhttp2.Session(reader, writer)
+        wrong = rawhttp2.frame(rawhttp2.WINDOW, payload=bytes(4))
+        found.send(rawhttp2.PREFACE, rawhttp2.settings(), *[wrong, rawhttp2.frame(rawhttp2.PING)] * 2000)
+        assert await found.broken() == rawhttp2.PROTOCOL_ERROR
+        assert found.goaway == (0, rawhttp2.PROTOCOL_ERROR, "window update of nothing")
+        writer.close()
+        with suppress(ConnectionError):
+            await writer.wait_closed()
 
 
 @on_loop
