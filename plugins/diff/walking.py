@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, aclosing, nullcontext
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    aclosing,
+    asynccontextmanager,
+    nullcontext,
+    suppress,
+)
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -22,12 +30,15 @@ from moored.plugins.diff.compare.layer import Comparison, store_difference
 from moored.plugins.diff.decompress.decoders import Detected, Plain
 from moored.plugins.diff.decompress.pump import Pump
 from moored.plugins.diff.processors import chain, processed
+from moored.plugins.diff.syscalls import Syscalls
 from moored.plugins.diff.worker import Crew, Worker, settled
 
 APPLY_MODULE: Final = "moored.plugins.diff.apply.process"
 ID_MAP: Final = Path("/proc/self/uid_map")
 SMALL: Final = 64 << 10
 """Bytes at the end of a stored layer that are decompressed where they are met, up to two pieces of the decoder."""
+EARLY_SECONDS: Final = 0.25
+"""How often a long unpacking is written to its disk meanwhile."""
 
 Mounted = Callable[[Sequence[Mount]], AbstractContextManager[Path]]
 """Mounts on a folder of its own making and gives it; blocks."""
@@ -182,7 +193,8 @@ class WalkingDiffer:
             "max_entries": self._budget.entries,
             "max_bytes": self._budget.file_bytes,
         }
-        async with self._crew.worker(APPLY_MODULE, task, again=again) as process:
+        early = _written_early(target.root) if again else nullcontext()
+        async with early, self._crew.worker(APPLY_MODULE, task, again=again) as process:
             pump = make(process.write)
             report = await _pumped(self._steady(stream), pump, process)
         for warning in report["warnings"]:
@@ -224,6 +236,47 @@ class WalkingDiffer:
             _Entered(self._mounted(_read_only_mounts(upper_left))) as upper_folder,
         ):
             return await store_difference(self._store, self._crew, str(lower_folder), str(upper_folder), wanted)
+
+
+@asynccontextmanager
+async def _written_early(folder: str) -> AsyncGenerator[None]:
+    """Have what is unpacked into a folder inside written to its disk now and then: its commit has to wait for less.
+
+    Raises OSError for what could not be written: whoever syncs later might not be told any more.
+    """
+    over = asyncio.Event()
+    syncing: asyncio.Task[None] | None = None
+
+    async def sync() -> None:
+        while not over.is_set():
+            await asyncio.to_thread(_sync, folder)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(EARLY_SECONDS):
+                    await over.wait()
+
+    def begin() -> None:
+        nonlocal syncing
+        syncing = asyncio.create_task(sync())
+
+    # most are over before
+    timer = asyncio.get_running_loop().call_later(EARLY_SECONDS, begin)
+    try:
+        yield
+    finally:
+        timer.cancel()
+        over.set()
+        if syncing is not None:
+            await settled(syncing)
+    if syncing is not None:
+        await syncing
+
+
+def _sync(folder: str) -> None:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        Syscalls().sync_file_system(fd)
+    finally:
+        os.close(fd)
 
 
 async def _pumped(stream: AsyncIterator[bytes], pump: Pump, process: Worker) -> dict[str, Any]:

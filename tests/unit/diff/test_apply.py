@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import os
 import stat
@@ -15,6 +16,7 @@ from moored.kernel.conformance.diff import bind, digest_of
 from moored.kernel.errors import FailedPrecondition, InvalidArgument, Unknown
 from moored.kernel.ports.diff import LAYER, LAYER_GZIP
 from moored.kernel.ports.mounts import Mount
+from moored.plugins.diff import walking
 from moored.plugins.diff.decompress.gzip import MAX_PIECE
 from moored.plugins.diff.walking import SMALL, direct_target
 from unit.diff.world import (
@@ -363,6 +365,30 @@ def test_progress_is_told(tmp_path: Path) -> None:
     assert told == sorted(told)
     assert told[-1] == len(data)
     assert len(told) > 2
+
+
+@pytest.mark.parametrize("fault", [False, True])
+def test_long_unpacking_is_written_to_its_disk_meanwhile_and_fails_with_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: bool
+) -> None:
+    synced: list[tuple[str, bool]] = []
+
+    def sync(folder: str) -> None:
+        synced.append((folder, (tmp_path / "root").is_dir()))
+        if fault:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(walking, "EARLY_SECONDS", 0)
+    monkeypatch.setattr(walking, "_sync", sync)
+    large = file(b"large", os.urandom(1 << 20)) + END
+
+    if fault:
+        with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+            unpacked(tmp_path, large)
+    else:
+        unpacked(tmp_path, large)
+    assert synced
+    assert set(synced) == {(str(tmp_path / "root"), True)}
 
 
 def test_junk_behind_the_archive_belongs_to_the_diff_id(tmp_path: Path) -> None:
