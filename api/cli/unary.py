@@ -11,17 +11,11 @@ import struct
 import time
 from typing import Final, Self
 
+from moored.api import http2
+
 MAX_ANSWER: Final = 16 << 20
 """Bytes; the same limit that daemons of this API have."""
 
-_PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-_DATA, _HEADERS, _SETTINGS, _PING, _WINDOW = 0, 1, 4, 6, 8
-_ACK = _END_STREAM = 1
-_END_HEADERS: Final = 4
-_PADDED: Final = 8
-_MAX_WINDOW: Final = (1 << 31) - 1
-_FIRST_WINDOW: Final = 65535
-_MAX_FRAME: Final = 16384
 _READ: Final = 1 << 18
 
 
@@ -44,11 +38,11 @@ class Link:
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.settimeout(seconds)
         # What comes is never held back, and no header is one that was sent before.
-        settings = struct.pack(">HIHI", 1, 0, 4, _MAX_WINDOW)
-        window = struct.pack(">I", _MAX_WINDOW - _FIRST_WINDOW)
+        greeting = http2.settings({http2.HEADER_TABLE_SIZE: 0, http2.INITIAL_WINDOW: http2.MAX_WINDOW})
+        greeting += http2.window_update(0, http2.MAX_WINDOW - http2.FIRST_WINDOW)
         try:
             self._socket.connect(address)
-            self._socket.sendall(_PREFACE + _frame(_SETTINGS, 0, 0, settings) + _frame(_WINDOW, 0, 0, window))
+            self._socket.sendall(http2.PREFACE + greeting)
         except OSError as error:
             self._socket.close()
             raise NotAnswered from error
@@ -62,10 +56,10 @@ class Link:
     def call(self, method: str, message: bytes = b"") -> bytes:
         """Make a call (`/package.Service/Method`) with a message below 16 KiB, and give the answer's bytes."""
         number, self._next = self._next, self._next + 2
-        headers = _frame(_HEADERS, _END_HEADERS, number, _headers(method, self._namespace))
-        assert len(message) < _MAX_FRAME - 5
+        headers = http2.header_frames(number, _headers(method, self._namespace), end=False)
+        assert len(message) < http2.MAX_FRAME - 5
         try:
-            self._socket.sendall(headers + _frame(_DATA, _END_STREAM, number, _message(message)))
+            self._socket.sendall(headers + http2.frame(http2.DATA, http2.END_STREAM, number, _message(message)))
             return self._answer(number, time.monotonic() + self._seconds)
         except TimeoutError:
             raise
@@ -76,17 +70,17 @@ class Link:
         received = bytearray()
         while True:
             kind, flags, stream, payload = self._receive(until)
-            if kind == _SETTINGS and not flags & _ACK:
-                self._socket.sendall(_frame(_SETTINGS, _ACK, 0, b""))
-            elif kind == _PING and not flags & _ACK:
-                self._socket.sendall(_frame(_PING, _ACK, 0, payload))
+            if kind == http2.SETTINGS and not flags & http2.ACK:
+                self._socket.sendall(http2.SETTINGS_ACK)
+            elif kind == http2.PING and not flags & http2.ACK:
+                self._socket.sendall(http2.frame(http2.PING, http2.ACK, 0, payload))
             elif stream == number:
-                if kind not in (_DATA, _HEADERS) or flags & _PADDED:
+                if kind not in (http2.DATA, http2.HEADERS) or flags & http2.PADDED:
                     raise NotAnswered
-                received += payload if kind == _DATA else b""
+                received += payload if kind == http2.DATA else b""
                 if len(received) > MAX_ANSWER + 5:
                     raise NotAnswered
-                if flags & _END_STREAM:
+                if flags & http2.END_STREAM:
                     return _read(received)
 
     def _receive(self, until: float) -> tuple[int, int, int, bytes]:
@@ -94,11 +88,11 @@ class Link:
         buffer = self._in
         self._fill(9, until)
         size = int.from_bytes(buffer[:3], "big")
-        if size > _MAX_FRAME:
+        if size > http2.MAX_FRAME:
             raise NotAnswered
         self._fill(9 + size, until)
         kind, flags = buffer[3], buffer[4]
-        stream = int.from_bytes(buffer[5:9], "big") & _MAX_WINDOW
+        stream = int.from_bytes(buffer[5:9], "big") & http2.MAX_WINDOW
         payload = bytes(buffer[9 : 9 + size])
         del buffer[: 9 + size]
         return kind, flags, stream, payload
@@ -126,22 +120,7 @@ def _message(message: bytes) -> bytes:
     return struct.pack(">BI", 0, len(message)) + message
 
 
-def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
-    return struct.pack(">I", len(payload) << 8 | kind) + struct.pack(">BI", flags, stream) + payload
-
-
 def _headers(method: str, namespace: str) -> bytes:
-    """Give the headers of a call, as they are: neither compressed nor to be remembered (RFC 7541 6.2.2)."""
     fields = {":method": "POST", ":scheme": "http", ":path": method, ":authority": "localhost"}
     fields |= {"content-type": "application/grpc", "te": "trailers", "containerd-namespace": namespace}
-    return b"".join(b"\0" + _text(name) + _text(value) for name, value in fields.items())
-
-
-def _text(text: str) -> bytes:
-    """A length of 7 bits and more (RFC 7541 5.1), and the text."""
-    data = text.encode()
-    length, rest = bytearray((min(len(data), 127),)), len(data) - 127
-    while rest >= 0:
-        length.append(rest & 127 | (128 if rest > 127 else 0))
-        rest = rest >> 7 if rest > 127 else -1
-    return bytes(length) + data
+    return http2.literal((name, value.encode()) for name, value in fields.items())

@@ -22,13 +22,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, TypeAlias
 
-PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-DATA, HEADERS, RESET, SETTINGS, PING, GOAWAY, WINDOW = 0, 1, 3, 4, 6, 7, 8
-ACK = END_STREAM = 1
-END_HEADERS: Final = 4
-MAX_WINDOW: Final = (1 << 31) - 1
+from moored.api import http2 as wire
+
 REFILL: Final = 1 << 28
-INITIAL_WINDOW: Final = 65535
 READ_BYTES: Final = 1 << 20
 STALLED_SECONDS: Final = 120.0
 
@@ -72,14 +68,14 @@ class Link:
         self._blocks: dict[str, bytes] = {}
         self._next = 1
         self._frame_size = 16384
-        self._window = INITIAL_WINDOW
-        self._stream_window = INITIAL_WINDOW
+        self._window = wire.FIRST_WINDOW
+        self._stream_window = wire.FIRST_WINDOW
         self._received = 0
         self._in = bytearray()
-        self._out = bytearray(PREFACE)
+        self._out = bytearray(wire.PREFACE)
         # The windows of this side: what comes is never held back.
-        self._frame(SETTINGS, 0, 0, struct.pack(">HI", 4, MAX_WINDOW) + struct.pack(">HI", 2, 0))
-        self._frame(WINDOW, 0, 0, struct.pack(">I", MAX_WINDOW - INITIAL_WINDOW))
+        self._out += wire.settings({wire.INITIAL_WINDOW: wire.MAX_WINDOW, wire.ENABLE_PUSH: 0})
+        self._out += wire.window_update(0, wire.MAX_WINDOW - wire.FIRST_WINDOW)
         self._queue: list[tuple[Stream, memoryview, bool]] = []
         self._flush()
         self.socket.setblocking(False)
@@ -92,7 +88,7 @@ class Link:
         stream = Stream(self, self._next, self._stream_window, whole)
         self._next += 2
         self._open = stream
-        self._frame(HEADERS, END_HEADERS, stream.number, block)
+        self._frame(wire.HEADERS, wire.END_HEADERS, stream.number, block)
         return stream
 
     def unary(self, path: str, message: bytes) -> Stream:
@@ -142,7 +138,7 @@ class Link:
             if len(buffer) - at - 9 < size:
                 break
             kind, flags = buffer[at + 3], buffer[at + 4]
-            number = int.from_bytes(buffer[at + 5 : at + 9], "big") & MAX_WINDOW
+            number = int.from_bytes(buffer[at + 5 : at + 9], "big") & wire.MAX_WINDOW
             found = self._take(kind, flags, number, buffer[at + 9 : at + 9 + size])
             answer = found if found is not None else answer
             at += 9 + size
@@ -151,34 +147,34 @@ class Link:
         return answer
 
     def _take(self, kind: int, flags: int, number: int, payload: bytearray) -> bytes | None:
-        if kind in (DATA, HEADERS, RESET):
+        if kind in (wire.DATA, wire.HEADERS, wire.RESET):
             return self._taken_of_call(kind, flags, number, payload)
-        if kind == SETTINGS and not flags & ACK:
+        if kind == wire.SETTINGS and not flags & wire.ACK:
             self._configure(payload)
-            self._frame(SETTINGS, ACK, 0, b"")
-        elif kind == PING and not flags & ACK:
-            self._frame(PING, ACK, 0, bytes(payload))
-        elif kind == WINDOW:
+            self._frame(wire.SETTINGS, wire.ACK, 0, b"")
+        elif kind == wire.PING and not flags & wire.ACK:
+            self._frame(wire.PING, wire.ACK, 0, bytes(payload))
+        elif kind == wire.WINDOW:
             more = int.from_bytes(payload, "big")
             if number == 0:
                 self._window += more
             elif self._open is not None and self._open.number == number:
                 self._open.window += more
             self._pump()
-        elif kind == GOAWAY:
+        elif kind == wire.GOAWAY:
             raise CallFailed(f"the server ends the connection: {bytes(payload[8:])!r}")
         return None
 
     def _taken_of_call(self, kind: int, flags: int, number: int, payload: bytearray) -> bytes | None:
         stream = self.waiting
-        if kind == DATA:
+        if kind == wire.DATA:
             self._received += len(payload)
             if self._received > REFILL:
-                self._frame(WINDOW, 0, 0, struct.pack(">I", self._received))
+                self._frame(wire.WINDOW, 0, 0, self._received.to_bytes(4, "big"))
                 self._received = 0
         if stream is None or stream.number != number:
             return None
-        if kind == DATA:
+        if kind == wire.DATA:
             stream.received += payload
             if not stream.whole and len(stream.received) >= 5:
                 size = int.from_bytes(stream.received[1:5], "big")
@@ -189,7 +185,7 @@ class Link:
                     return answer
             return None
         stream.headers.append(bytes(payload))
-        if kind != RESET and not flags & END_STREAM:
+        if kind != wire.RESET and not flags & wire.END_STREAM:
             return None
         if not stream.whole and stream.owed <= 0:
             return None
@@ -213,7 +209,7 @@ class Link:
             if size <= 0:
                 break
             whole = size == len(left)
-            self._frame(DATA, END_STREAM if whole and last else 0, stream.number, left[:size])
+            self._frame(wire.DATA, wire.END_STREAM if whole and last else 0, stream.number, left[:size])
             self._window -= size
             stream.window -= size
             if whole:
@@ -223,7 +219,7 @@ class Link:
         self.write()
 
     def _frame(self, kind: int, flags: int, number: int, payload: bytes | memoryview) -> None:
-        self._out += struct.pack(">I", len(payload) << 8 | kind) + struct.pack(">BI", flags, number)
+        self._out += wire.head(len(payload), kind, flags, number)
         self._out += payload
 
     def _flush(self) -> None:
@@ -232,23 +228,10 @@ class Link:
 
 
 def _block(path: str, metadata: Mapping[str, str]) -> bytes:
-    """The headers of a call, none of them compressed."""
+    """The headers of a call."""
     fixed = {":method": "POST", ":scheme": "http", ":path": path, ":authority": "localhost"}
     fixed |= {"content-type": "application/grpc", "te": "trailers", **metadata}
-    return b"".join(b"\0" + _text(name) + _text(value) for name, value in fixed.items())
-
-
-def _text(text: str) -> bytes:
-    data = text.encode()
-    if len(data) < 127:
-        return bytes((len(data),)) + data
-    rest = len(data) - 127
-    out = bytearray((127,))
-    while rest > 127:
-        out.append(rest & 127 | 128)
-        rest >>= 7
-    out.append(rest)
-    return bytes(out) + data
+    return wire.literal((name, value.encode()) for name, value in fixed.items())
 
 
 def run(

@@ -17,11 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness import Probe
+from moored.api.http2 import MAX_FRAME, Broken
 from moored.kernel.errors import Internal, ResourceExhausted, Unimplemented
 from moored.kernel.hooks import new_manager
 from moored.plugins.server.grpc.calls import Calls
 from moored.plugins.server.grpc.connection import Connection
-from moored.plugins.server.grpc.frames import MAX_FRAME, Broken
 from moored.plugins.server.grpc.headers import Blocks
 from moored.plugins.server.grpc.messages import Incoming
 from rawhttp2 import (

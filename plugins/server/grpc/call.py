@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 import grpc
 import grpc.aio
 
+from moored.api.http2 import DATA, NO_ERROR, head, header_frames, reset
 from moored.kernel.errors import Cancelled
-from moored.plugins.server.grpc.frames import DATA, NO_ERROR, head, header_frames, reset
 from moored.plugins.server.grpc.headers import (
     OK_HEADERS,
     OK_TRAILERS,

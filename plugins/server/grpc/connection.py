@@ -16,9 +16,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from moored.plugins.server.grpc import frames
+from moored.api import http2 as frames
+from moored.api.http2 import Broken
 from moored.plugins.server.grpc.call import Call
-from moored.plugins.server.grpc.frames import Broken
 from moored.plugins.server.grpc.headers import MAX_BLOCK, Blocks, only_trailers
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 from hpack import Decoder, HPACKError
 
-from moored.plugins.server.grpc.frames import COMPRESSION_ERROR, ENHANCE_YOUR_CALM, Broken
+from moored.api.http2 import COMPRESSION_ERROR, ENHANCE_YOUR_CALM, Broken, literal
 
 MAX_BLOCK: Final = 16384
 """Bytes of the headers of a call, compressed or not."""
@@ -195,20 +195,11 @@ def _first(metadata: Metadata, name: str) -> str:
 
 
 def encoded(fields: Iterable[tuple[str, str | bytes]]) -> bytes:
-    """The fields as they are (RFC 7541, 6.2.2)."""
-    found = bytearray()
-    for name, value in fields:
-        data = base64.b64encode(value).rstrip(b"=") if isinstance(value, bytes) else value.encode()
-        found += b"\0" + _text(name.lower().encode("latin-1")) + _text(data)
-    return bytes(found)
-
-
-def _text(data: bytes) -> bytes:
-    length, rest = bytearray((min(len(data), 127),)), len(data) - 127
-    while rest >= 0:
-        length.append(rest & 127 | (128 if rest > 127 else 0))
-        rest = rest >> 7 if rest > 127 else -1
-    return bytes(length) + data
+    """The fields as a block; bytes are those of keys on -bin."""
+    return literal(
+        (name.lower(), value.encode() if isinstance(value, str) else base64.b64encode(value).rstrip(b"="))
+        for name, value in fields
+    )
 
 
 OK_HEADERS: Final = encoded(

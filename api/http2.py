@@ -1,8 +1,13 @@
-"""Frames of HTTP/2 (RFC 9113, sections 4 and 6): their numbers, and the bytes of those that a server sends."""
+"""Frames of HTTP/2 (RFC 9113, sections 4 and 6): their numbers, and the bytes of those that are sent.
+
+Headers are sent as they are, neither compressed nor to be remembered (RFC 7541, 6.2.2). This is imported by commands
+that must be quick, and imports nothing that takes time.
+"""
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable
 from typing import Final
 
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -70,6 +75,20 @@ def header_frames(stream: int, block: bytes, *, end: bool) -> bytes:
         last = at + MAX_FRAME >= len(block)
         found.append(frame(CONTINUATION, END_HEADERS if last else 0, stream, block[at : at + MAX_FRAME]))
     return b"".join(found)
+
+
+def literal(fields: Iterable[tuple[str, bytes]]) -> bytes:
+    """A block of headers; their names are in lower case."""
+    return b"".join(b"\0" + _text(name.encode("latin-1")) + _text(value) for name, value in fields)
+
+
+def _text(data: bytes) -> bytes:
+    """A length of 7 bits and more (RFC 7541, 5.1), and the text."""
+    length, rest = bytearray((min(len(data), 127),)), len(data) - 127
+    while rest >= 0:
+        length.append(rest & 127 | (128 if rest > 127 else 0))
+        rest = rest >> 7 if rest > 127 else -1
+    return bytes(length) + data
 
 
 def settings(values: dict[int, int]) -> bytes:
