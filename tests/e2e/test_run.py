@@ -425,7 +425,8 @@ def test_metrics(world: World) -> None:
 def test_attach(world: World) -> None:
     fifos = world.place.folder / "attached"
     id_ = world.new()
-    script = "read x; echo got $x; exit 8"
+    # ctr opens its pipes side by side: one that ends at once may have closed its output before ctr reads there
+    script = "read x; echo got $x; sleep 0.3; exit 8"
     command = world.command(*world.words(id_, "sh", "-c", script, flags=("--fifo-dir", fifos)))
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as first:
         world.becomes(id_, "RUNNING")

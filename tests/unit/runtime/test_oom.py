@@ -1,6 +1,8 @@
 """Out of memory in a container's cgroup is told once for each time, and watching leaves nothing behind."""
 
+import errno
 import os
+import time
 from collections.abc import Generator
 from pathlib import Path
 
@@ -32,11 +34,21 @@ def folder(request: pytest.FixtureRequest) -> Generator[Path]:
     path.mkdir()
     yield path
     if path.exists():
-        path.rmdir()
+        remove(path)
 
 
 def remove(folder: Path) -> None:
-    folder.rmdir()
+    """Remove a cgroup, which is busy for as long as what was killed in it still ends."""
+    deadline = time.monotonic() + 10
+    while True:
+        try:
+            folder.rmdir()
+        except OSError as error:
+            if error.errno != errno.EBUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+        else:
+            return
 
 
 def greedy(folder: Path) -> str:
