@@ -26,7 +26,11 @@ class FailStop:
 
     async def open(self, folder: Path) -> Database:
         """See the port."""
-        return _Watched(await self._opener.open(folder), folder, self._give_up)
+        return _Watched(await self._opener.open(folder), self.home(folder), self._give_up)
+
+    def home(self, folder: Path) -> Path:
+        """See the port."""
+        return self._opener.home(folder)
 
 
 class _Watched:
@@ -52,6 +56,13 @@ class _Watched:
         if not self._told and (reason := self._database.stats().failed) is not None:
             self._told = True
             self._give_up(f"the database in {str(self._folder)!r} has failed: {reason}")
+
+    @property
+    def file(self) -> object:
+        return self._database.file
+
+    def root_in(self, bucket: Bucket) -> Bucket:
+        return self._database.root_in(bucket)
 
     async def backup(self, path: Path) -> None:
         await self._database.backup(path)

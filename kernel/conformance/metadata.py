@@ -368,6 +368,18 @@ async def check_sequences_count(db: Database) -> None:
     assert contents(db) == {TOP: (2, {b"inner": (0, {})})}
 
 
+async def check_root_is_found_in_an_update(db: Database) -> None:
+    """By any of the update's buckets, with what it has changed."""
+
+    def change(root: Bucket) -> bytes | None:
+        bucket = top(root)
+        bucket.put(b"k", b"v")
+        return top(db.root_in(bucket)).get(b"k")
+
+    assert await db.update(change) == b"v"
+    assert db.file is db.file
+
+
 async def check_failed_update_is_rolled_back(db: Database) -> None:
     """All of it, sequence numbers included, and the caller gets the very error."""
     reason = KeyError("enough")

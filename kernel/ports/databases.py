@@ -1,4 +1,4 @@
-"""Databases: how a plugin gets a metadata store of its own, in a folder that it names."""
+"""Databases: how a plugin gets a metadata store of its own, for a folder that it names."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from moored.kernel.ports.metadata import Database
 
 
 class DatabaseOpener(Protocol):
-    """Opens databases, each in a folder that belongs to nothing else.
+    """Opens databases, each for a folder that belongs to nothing else; several may be kept in one file.
 
     Errors: FailedPrecondition when the folder is in use, here or by another process; DataLoss when what is there is no
     database of this kind or is damaged; PermissionDenied, ResourceExhausted.
@@ -19,10 +19,13 @@ class DatabaseOpener(Protocol):
     """
 
     async def open(self, folder: Path) -> Database:
-        """Open the database in `folder`; both are made, for this user only, where they are missing.
+        """Open the database of `folder`, made where it is missing, with folders for this user only.
 
         The caller closes it before the opener's plugin stops, which the kernel sees to for plugins that require it.
         """
+
+    def home(self, folder: Path) -> Path:
+        """Give the folder whose files hold the database of `folder`: what to copy, to restore or to move away."""
 
 
 @runtime_checkable

@@ -165,6 +165,13 @@ class Database(Protocol):
         queued.
         """
 
+    @property
+    def file(self) -> object:
+        """Stands for what one commit makes durable; databases that share it can be changed by one update."""
+
+    def root_in(self, bucket: Bucket) -> Bucket:
+        """Give this database's root in the update under way in which a database with the same `file` gave `bucket`."""
+
     async def backup(self, path: Path) -> None:
         """Write a consistent copy to the new folder `path`, from which the same implementation can open a database.
 

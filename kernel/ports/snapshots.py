@@ -7,12 +7,13 @@ view(key, parent)    --read its mounts------------------------------------------
 from __future__ import annotations
 
 import enum
-from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final, Protocol, TypeAlias, runtime_checkable
 
 from moored.kernel.plugin import PluginType
+from moored.kernel.ports.metadata import Bucket, Database
 from moored.kernel.ports.mounts import Mount
 
 Labels: TypeAlias = Mapping[str, str]
@@ -140,22 +141,28 @@ class Snapshotter(Protocol):
         """Let calls under way end, then stop; again is harmless."""
 
 
-@runtime_checkable
-class CommitsOnce(Protocol):
-    """What a snapshotter may offer beside the port: to begin with a commit before it is allowed to take effect.
+Also: TypeAlias = Callable[[Bucket], None]
+"""A change of another database in the same file, given a bucket of the update that it is to be part of."""
 
-    The daemon's records of namespaces lie above those of a snapshotter, and are told of a commit first. Where the
-    snapshotter offers this, it measures a snapshot and makes its files durable meanwhile.
+
+@runtime_checkable
+class Recorded(Protocol):
+    """What a snapshotter may offer beside the port that keeps its records in a database: further changes with its own.
+
+    The daemon's records of namespaces lie above those of a snapshotter. Where both are in one file, one update changes
+    both, so that no crash leaves one without the other. `also` runs in that update after the snapshotter's own change;
+    what it raises comes out, and then nothing has changed.
     """
 
-    async def commit_once(
-        self, noted: Awaitable[None] | None, name: str, key: str, labels: Labels = NO_LABELS, parent: str = ""
-    ) -> None:
-        """As `Snapshotter.commit`, which nobody sees, and no crash leaves, before `noted` is done; None for at once.
+    @property
+    def database(self) -> Database:
+        """Where its records are."""
 
-        Raises as that one, and what `noted` raises: then nothing has changed. Where the commit fails before, `noted` is
-        not awaited; it goes on, and is the caller's to await, as it is when the call is cancelled.
-        """
+    async def create_with(self, also: Also, kind: Kind, key: str, parent: str, labels: Labels) -> list[Mount]:
+        """As `Snapshotter.prepare`, or as `view`."""
+
+    async def commit_with(self, also: Also, name: str, key: str, labels: Labels, parent: str) -> None:
+        """As `Snapshotter.commit`."""
 
 
 SNAPSHOTTER: PluginType[Snapshotter] = PluginType("io.containerd.snapshotter.v1")

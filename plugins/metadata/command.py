@@ -20,7 +20,7 @@ import fcntl
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,22 +28,33 @@ from pathlib import Path
 from moored.kernel.errors import AlreadyExists, FailedPrecondition, MooredError, NotFound
 from moored.kernel.folderlock import FolderLock
 from moored.plugins.metadata.bbolt.copy import export_file, import_file
-from moored.plugins.metadata.lmdb.database import LmdbDatabase
+from moored.plugins.metadata.lmdb.database import Part, parts_of
+from moored.plugins.metadata.lmdb.folder import ENVIRONMENT, sync_folder
+from moored.plugins.metadata.lmdb.opener import HOME
+from moored.plugins.metadata.lmdb.store import Store
 from moored.plugins.metadata.saving import backup, restore
 
 OBJECTS = "io.containerd.metadata.v1.bolt"
 SNAPSHOTTERS = "io.containerd.snapshotter.v1."
-BOLT_MODE = 0o644
-"""containerd's mode of meta.db; that of the snapshotters' files is 0600."""
+OBJECTS_FILE = "meta.db"
+OBJECTS_MODE = 0o644
+SNAPSHOTS = "metadata"
+"""The folder of a snapshotter's records, in its own."""
+SNAPSHOTS_FILE = "metadata.db"
+SNAPSHOTS_MODE = 0o600
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """One database in both its forms: containerd's file and this daemon's folder, each below its own root."""
+    """One database in both its forms: containerd's file, and this daemon's by the folder that names it."""
 
     file: Path
-    folder: Path
-    mode: int
+    folder: str
+
+    @property
+    def mode(self) -> int:
+        """containerd's mode of the file."""
+        return OBJECTS_MODE if self.folder == OBJECTS else SNAPSHOTS_MODE
 
 
 def run(args: argparse.Namespace) -> int:
@@ -89,86 +100,84 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _import(source: Path, root: Path) -> list[str]:
-    """Import into new folders beside the real ones, then move all of them into place. Raises MooredError, OSError."""
-    pairs = _in_containerd(source, root)
+    """Import into a new folder beside the real one, then move it into place. Raises MooredError, OSError."""
+    pairs = _in_containerd(source)
+    home = root / HOME
     for pair in pairs:
         _refuse_running(pair.file)
-        if pair.folder.exists():
-            raise AlreadyExists(f"folder {str(pair.folder)!r} is there, metadata is imported into a new root only")
+    for folder in (home, *(root / pair.folder / ENVIRONMENT for pair in pairs)):
+        if folder.exists():
+            raise AlreadyExists(f"folder {str(folder)!r} is there, metadata is imported into a new root only")
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
     lock = FolderLock(root)
-    made: list[Path] = []
+    new = home.with_name(f"{HOME}.import")
     try:
-        for pair in pairs:
-            made.append(new := _beside(pair.folder))
-            shutil.rmtree(new, ignore_errors=True)
-            new.parent.mkdir(mode=0o700, exist_ok=True)
-            asyncio.run(_import_one(pair.file, new))
-        for pair in pairs:
-            _beside(pair.folder).rename(pair.folder)
-            _sync(pair.folder.parent)
+        shutil.rmtree(new, ignore_errors=True)
+        asyncio.run(_import_all(pairs, new))
+        new.rename(home)
+        sync_folder(root)
     finally:
-        for leftover in made:
-            shutil.rmtree(leftover, ignore_errors=True)
+        shutil.rmtree(new, ignore_errors=True)
         lock.release()
-    return [f"{pair.file} -> {pair.folder}" for pair in pairs]
+    return [f"{pair.file} -> {root / pair.folder}" for pair in pairs]
 
 
-async def _import_one(file: Path, folder: Path) -> None:
-    database = LmdbDatabase(folder)
+async def _import_all(pairs: Sequence[Pair], home: Path) -> None:
+    store = Store(home)
     try:
-        await import_file(file, database)
-    except MooredError as error:
-        raise type(error)(f"file {str(file)!r}: {error.text}") from error
+        for pair in pairs:
+            part = Part(store, pair.folder)
+            await part.start()
+            try:
+                await import_file(pair.file, part)
+            except MooredError as error:
+                raise type(error)(f"file {str(pair.file)!r}: {error.text}") from error
     finally:
-        await database.close()
-
-
-async def _export_one(pair: Pair) -> None:
-    database = LmdbDatabase(pair.folder, create=False)
-    try:
-        await export_file(database, pair.file, mode=pair.mode)
-    finally:
-        await database.close()
+        await store.close()
 
 
 def _export(target: Path, root: Path) -> list[str]:
     """Write every file beside its place and move it there. Raises MooredError, OSError."""
-    pairs = list(_in_moored(target, root))
-    if not pairs:
+    if not (root / HOME).is_dir():
         raise NotFound(f"root {str(root)!r} has no metadata")
     with ExitStack() as stack:
         stack.callback(FolderLock(root).release)
+        pairs = asyncio.run(_export_all(target, root / HOME))
+    return [f"{root / pair.folder} -> {pair.file}" for pair in pairs]
+
+
+async def _export_all(target: Path, home: Path) -> list[Pair]:
+    store = Store(home, create=False)
+    try:
+        pairs = [pair for folder in parts_of(store) if (pair := _exported(folder, target)) is not None]
         for pair in pairs:
             if pair.file.exists():
                 raise AlreadyExists(f"file {str(pair.file)!r} is there already")
         for pair in pairs:
             pair.file.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
-            asyncio.run(_export_one(pair))
-    return [f"{pair.folder} -> {pair.file}" for pair in pairs]
+            await export_file(Part(store, pair.folder), pair.file, mode=pair.mode)
+    finally:
+        await store.close()
+    return pairs
 
 
-def _in_containerd(source: Path, root: Path) -> list[Pair]:
+def _in_containerd(source: Path) -> list[Pair]:
     if not source.is_dir():
-        return [Pair(source, root / OBJECTS, BOLT_MODE)]
-    files = [source / OBJECTS / "meta.db", *sorted(source.glob(f"{SNAPSHOTTERS}*/metadata.db"))]
-    return [_pair(file, root) for file in files]
+        return [Pair(source, OBJECTS)]
+    files = sorted(source.glob(f"{SNAPSHOTTERS}*/{SNAPSHOTS_FILE}"))
+    return [Pair(source / OBJECTS / OBJECTS_FILE, OBJECTS)] + [
+        Pair(file, f"{file.parent.name}/{SNAPSHOTS}") for file in files
+    ]
 
 
-def _pair(file: Path, root: Path) -> Pair:
-    plugin = file.parent.name
-    if plugin == OBJECTS:
-        return Pair(file, root / OBJECTS, BOLT_MODE)
-    return Pair(file, root / plugin / "metadata", 0o600)
-
-
-def _in_moored(target: Path, root: Path) -> Iterator[Pair]:
-    if (root / OBJECTS).is_dir():
-        file = target / OBJECTS / "meta.db" if target.is_dir() else target
-        yield Pair(file, root / OBJECTS, BOLT_MODE)
-    if target.is_dir():
-        for folder in sorted(root.glob(f"{SNAPSHOTTERS}*/metadata")):
-            yield Pair(target / folder.parent.name / "metadata.db", folder, 0o600)
+def _exported(folder: str, target: Path) -> Pair | None:
+    """Give where a database goes; None if it does not."""
+    if folder == OBJECTS:
+        return Pair(target / OBJECTS / OBJECTS_FILE if target.is_dir() else target, folder)
+    plugin = folder.removesuffix(f"/{SNAPSHOTS}")
+    if not target.is_dir() or not plugin.startswith(SNAPSHOTTERS) or plugin == folder:
+        return None
+    return Pair(target / plugin / SNAPSHOTS_FILE, folder)
 
 
 def _refuse_running(file: Path) -> None:
@@ -178,17 +187,5 @@ def _refuse_running(file: Path) -> None:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         raise FailedPrecondition(f"file {str(file)!r} is in use, stop its daemon first") from None
-    finally:
-        os.close(fd)
-
-
-def _beside(folder: Path) -> Path:
-    return folder.with_name(f"{folder.name}.import")
-
-
-def _sync(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
     finally:
         os.close(fd)

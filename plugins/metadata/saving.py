@@ -22,8 +22,9 @@ from moored.kernel.errors import AlreadyExists, FailedPrecondition, NotFound
 from moored.kernel.folderlock import FolderLock
 from moored.kernel.newfile import new_file
 from moored.plugins.metadata.lmdb.archive import Archive, Copy, write_archive
-from moored.plugins.metadata.lmdb.database import LmdbDatabase
 from moored.plugins.metadata.lmdb.folder import DATA, ENVIRONMENT, sync_folder
+from moored.plugins.metadata.lmdb.opener import HOME
+from moored.plugins.metadata.lmdb.store import Store
 
 PLACES: Final = (f"*/{ENVIRONMENT}/{DATA}", f"*/*/{ENVIRONMENT}/{DATA}")
 """Where databases lie below a root: in the folder of their plugin, or one in it."""
@@ -54,30 +55,30 @@ def backup(root: Path, file: Path, address: str) -> list[str]:
 
 
 async def _copied(root: Path, folders: Sequence[Path], file: Path) -> None:
-    opened: list[LmdbDatabase] = []
+    opened: list[Store] = []
     try:
         with ExitStack() as held, new_file(file) as target:
             copies: list[tuple[Path, Copy]] = []
             for folder in folders:
-                opened.append(database := LmdbDatabase(folder, create=False))
-                copies.append((folder, held.enter_context(database.frozen())))
+                opened.append(store := Store(folder, create=False))
+                copies.append((folder, held.enter_context(store.frozen())))
             await asyncio.to_thread(write_archive, target.fileno(), root, copies)
     finally:
-        for database in opened:
-            await database.close()
+        for store in opened:
+            await store.close()
 
 
 def restore(file: Path, root: Path) -> list[str]:
     """Put the databases of a file into their folders, all of them or none; gives a line for each.
 
-    Raises AlreadyExists where a folder is there, DataLoss for a damaged file, MooredError, OSError.
+    Raises AlreadyExists where one is there, or other metadata, DataLoss for a damaged file, MooredError, OSError.
     """
     with file.open("rb") as source, ExitStack() as undo:
         archive = Archive(source, str(file))
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
         undo.callback(FolderLock(root).release)
         folders = [one.below(root) for one in archive.databases]
-        for folder in folders:
+        for folder in {*folders, root / HOME}:
             if os.path.lexists(folder):
                 raise AlreadyExists(f"folder {str(folder)!r} is there, move it away first")
         for one, folder in zip(archive.databases, folders, strict=True):
@@ -94,7 +95,7 @@ def restore(file: Path, root: Path) -> list[str]:
 
 def _move(folders: Sequence[Path]) -> None:
     """Give all of them their names, or none."""
-    # The objects' come last: without them a daemon that finds the others does not start.
+    # The daemon's own comes last: without it a daemon that finds the others does not start.
     moved: list[Path] = []
     try:
         for folder in reversed(folders):
@@ -109,8 +110,7 @@ def _move(folders: Sequence[Path]) -> None:
 
 async def _tried(folder: Path) -> None:
     """Open a database and close it. Raises DataLoss if it is none."""
-    database = LmdbDatabase(folder, create=False)
-    await database.close()
+    await Store(folder, create=False).close()
 
 
 def _beside(folder: Path) -> Path:

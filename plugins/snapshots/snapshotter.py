@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 from structlog.typing import FilteringBoundLogger
 
 from moored.kernel.errors import FailedPrecondition, MooredError, NotFound, Unimplemented
 from moored.kernel.filters import Filter, MappingAdaptor, compile_filters
 from moored.kernel.ports.databases import DatabaseOpener
+from moored.kernel.ports.metadata import Database
 from moored.kernel.ports.mounts import Mount
-from moored.kernel.ports.snapshots import NO_LABELS, REBASE, Info, Kind, Labels, Usage
+from moored.kernel.ports.snapshots import NO_LABELS, REBASE, Also, Info, Kind, Labels, Usage
 from moored.kernel.workers import Stop, Stopped
 from moored.plugins.snapshots.faults import about, reason
 from moored.plugins.snapshots.folder import id_of, new_entry
@@ -66,7 +67,7 @@ def _open(layers: Layers) -> None:
 
 
 class RecordedSnapshotter:
-    """The port's Snapshotter and CommitsOnce; made by `open_snapshotter`.
+    """The port's Snapshotter and Recorded; made by `open_snapshotter`.
 
     An id is given out once in the life of a process and never again once a record had it. While an id is in `_busy`,
     its entries may be there without a record.
@@ -108,11 +109,11 @@ class RecordedSnapshotter:
 
     async def prepare(self, key: str, parent: str = "", labels: Labels = NO_LABELS) -> list[Mount]:
         """See the port."""
-        return await self._create(Kind.ACTIVE, key, parent, labels)
+        return await self._create(None, Kind.ACTIVE, key, parent, labels)
 
     async def view(self, key: str, parent: str = "", labels: Labels = NO_LABELS) -> list[Mount]:
         """See the port."""
-        return await self._create(Kind.VIEW, key, parent, labels)
+        return await self._create(None, Kind.VIEW, key, parent, labels)
 
     async def mounts(self, key: str) -> list[Mount]:
         """See the port."""
@@ -120,14 +121,20 @@ class RecordedSnapshotter:
 
     async def commit(self, name: str, key: str, labels: Labels = NO_LABELS, parent: str = "") -> None:
         """See the port."""
-        await self.commit_once(None, name, key, labels, parent)
+        await self._commit(None, name, key, labels, parent)
 
-    async def commit_once(
-        self, noted: Awaitable[None] | None, name: str, key: str, labels: Labels = NO_LABELS, parent: str = ""
-    ) -> None:
-        """See CommitsOnce."""
-        async with self._keys.hold((key, name), (parent,) if parent else ()):
-            await self._workers.whole(lambda stop: self._begin_commit(name, key, labels, parent, stop, noted=noted))
+    @property
+    def database(self) -> Database:
+        """See Recorded."""
+        return self._records.database
+
+    async def create_with(self, also: Also, kind: Kind, key: str, parent: str, labels: Labels) -> list[Mount]:
+        """See Recorded."""
+        return await self._create(also, kind, key, parent, labels)
+
+    async def commit_with(self, also: Also, name: str, key: str, labels: Labels, parent: str) -> None:
+        """See Recorded."""
+        await self._commit(also, name, key, labels, parent)
 
     async def stat(self, name: str) -> Info:
         """See the port."""
@@ -175,22 +182,22 @@ class RecordedSnapshotter:
 
     # --- the calls themselves, run to their end -----------------------------------------------------------------------
 
-    async def _create(self, kind: Kind, key: str, parent: str, labels: Labels) -> list[Mount]:
+    async def _create(self, also: Also | None, kind: Kind, key: str, parent: str, labels: Labels) -> list[Mount]:
         async with self._keys.hold((key,), (parent,) if parent else ()):
-            return await self._workers.whole(lambda stop: self._make(kind, key, parent, labels, stop))
+            now = time.time_ns()
+            info = Info(name=key, kind=kind, parent=parent, labels=labels, created_at=now, updated_at=now)
+            return await self._workers.whole(lambda stop: self._make(info, also, stop))
 
-    async def _make(self, kind: Kind, key: str, parent: str, labels: Labels, stop: Stop) -> list[Mount]:
-        parents = self._records.plan(key, parent)
+    async def _make(self, info: Info, also: Also | None, stop: Stop) -> list[Mount]:
+        parents = self._records.plan(info.name, info.parent)
         self._last_id += 1
-        now = time.time_ns()
-        info = Info(name=key, kind=kind, parent=parent, labels=labels, created_at=now, updated_at=now)
         snapshot = Snapshot(self._last_id, info, parents)
         self._busy.add(snapshot.id)
         try:
             if self._layers.quick:
-                return await self._records.create(snapshot, partial(self._made, snapshot, stop))
+                return await self._records.create(snapshot, partial(self._made, snapshot, stop), also)
             mounts = await self._workers.run(partial(self._made, snapshot, stop))
-            return await self._records.create(snapshot, lambda: mounts)
+            return await self._records.create(snapshot, lambda: mounts, also)
         except BaseException:
             await self._discard(self._layers.entry(snapshot))
             raise
@@ -215,32 +222,21 @@ class RecordedSnapshotter:
             raise FailedPrecondition(f"snapshot {key!r} is committed, wanted an active one or a view")
         return await self._run(f"snapshot {key}", lambda: list(self._layers.mounts(snapshot)))
 
-    def _begin_commit(
-        self, name: str, key: str, labels: Labels, parent: str, stop: Stop, *, noted: Awaitable[None] | None
-    ) -> Coroutine[Any, Any, None]:
-        """Have a thread begin with the files at once: what is noted meanwhile would hold it up."""
+    async def _commit(self, also: Also | None, name: str, key: str, labels: Labels, parent: str) -> None:
+        async with self._keys.hold((key, name), (parent,) if parent else ()):
+            await self._workers.whole(lambda stop: self._turn(name, key, labels, parent, also=also, stop=stop))
+
+    async def _turn(self, name: str, key: str, labels: Labels, parent: str, *, also: Also | None, stop: Stop) -> None:
         snapshot = self._records.plan_commit(name, key, parent)
-        if snapshot.info.parent != self._records.find(key).info.parent and REBASE not in self.capabilities:
+        if parent and REBASE not in self.capabilities and not self._records.find(key).info.parent:
             raise Unimplemented(f"snapshot {key!r} cannot become a child of {parent!r} at its commit")
-        sealing = self._workers.run(partial(self._layers.seal, snapshot, stop))
-        self._busy.add(snapshot.id)
-
-        async def record() -> None:
-            with about(f"snapshot {key}"):
-                usage = await sealing
-            if noted is not None:
-                await noted
-            stop.check()
-            await self._records.commit(name, key, labels, parent, usage)
-
-        return self._committed(snapshot, record())
-
-    async def _committed(self, snapshot: Snapshot, recorded: Coroutine[Any, Any, None]) -> None:
-        """Await the record of a commit, and remove the files that it leaves over."""
         old = self._layers.entry(snapshot)
         new = self._layers.entry(replace(snapshot, info=replace(snapshot.info, kind=Kind.COMMITTED)))
+        self._busy.add(snapshot.id)
         try:
-            await recorded
+            usage = await self._run(f"snapshot {key}", lambda: self._layers.seal(snapshot, stop))
+            stop.check()
+            await self._records.commit(name, key, labels, parent, usage, also=also)
         except BaseException:
             if new != old:
                 await self._discard(new)

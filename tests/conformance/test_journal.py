@@ -17,7 +17,7 @@ class Recording(Journal):
     """Records all the time, from within the first update on."""
 
     def __init__(self, folder: Path) -> None:
-        super().__init__(LmdbDatabase(folder / "db", limit=64 << 20))
+        super().__init__(LmdbDatabase.opened(folder / "db", limit=64 << 20))
         self._written = set()
 
 
@@ -81,7 +81,7 @@ def test_an_update_is_in_the_view_or_recorded(tmp_path: Path) -> None:
     """Also those that were queued when recording began."""
 
     async def run() -> None:
-        db = Journal(LmdbDatabase(tmp_path / "db", limit=64 << 20))
+        db = Journal(LmdbDatabase.opened(tmp_path / "db", limit=64 << 20))
         try:
             names = [b"%d" % number for number in range(400)]
             writes = [

@@ -6,22 +6,26 @@ import asyncio
 from pathlib import Path
 
 import pytest
+import structlog
 
 from moored.kernel.conformance.metadata import CHECKS, Check
 from moored.kernel.ports.metadata import Database
 from moored.plugins.metadata.lmdb.database import LmdbDatabase
+from moored.plugins.metadata.lmdb.opener import LmdbOpener
 from unit.metadata.memory import MemoryDatabase
 
 
-def fresh(kind: str, folder: Path) -> Database:
-    return LmdbDatabase(folder / "db", limit=64 << 20) if kind == "lmdb" else MemoryDatabase()
+async def fresh(kind: str, folder: Path) -> Database:
+    if kind == "part":
+        return await LmdbOpener(structlog.get_logger(), folder, folder / "common").open(folder / "db")
+    return LmdbDatabase.opened(folder / "db", limit=64 << 20) if kind == "lmdb" else MemoryDatabase()
 
 
-@pytest.mark.parametrize("kind", ["lmdb", "memory"])
+@pytest.mark.parametrize("kind", ["lmdb", "part", "memory"])
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
 def test_database(check: Check, kind: str, tmp_path: Path) -> None:
     async def run() -> None:
-        db = fresh(kind, tmp_path)
+        db = await fresh(kind, tmp_path)
         try:
             await check(db)
         finally:

@@ -23,7 +23,7 @@ from moored.api.services.snapshots.v1 import snapshots_pb2
 WRITERS = 4
 BACKUPS = 3
 ROOTED = {"containerd.io/gc.root": "x"}
-OBJECTS = "io.containerd.metadata.v1.bolt"
+HOME = "io.moored.database.v1.lmdb"
 
 
 def moored(daemon: Daemon, *words: str) -> subprocess.CompletedProcess[str]:
@@ -172,14 +172,12 @@ def test_backup_that_fails_leaves_nothing(daemon: Daemon, tmp_path: Path) -> Non
 def test_metadata_of_a_stopped_daemon_goes_over_and_back(daemon: Daemon, tmp_path: Path) -> None:
     copied = moored(daemon, "backup", str(tmp_path / "copy"))
     occupied = moored(daemon, "restore", str(tmp_path / "copy"))
-    for folder in daemon.root.iterdir():
-        if folder.is_dir() and folder.name.startswith((OBJECTS, "io.containerd.snapshotter.")):
-            folder.rename(tmp_path / folder.name)
+    (daemon.root / HOME).rename(tmp_path / HOME)
 
     restored = moored(daemon, "restore", str(tmp_path / "copy"))
 
     assert (copied.returncode, restored.returncode) == (0, 0), copied.stderr + restored.stderr
-    assert f"{daemon.root / OBJECTS} -> {tmp_path / 'copy'}" in copied.stdout
+    assert f"{daemon.root / HOME} -> {tmp_path / 'copy'}" in copied.stdout
     assert occupied.returncode == 1
     assert "move it away first" in occupied.stderr
     with daemon, daemon.channel() as channel:
@@ -201,6 +199,6 @@ def test_restore_refuses_a_running_daemon_and_damaged_files(daemon: Daemon, tmp_
         assert refused.returncode == 1
         assert str(file) in refused.stderr
         assert "Traceback" not in refused.stderr
-        assert not (other.root / OBJECTS).exists()
+        assert not (other.root / HOME).exists()
     assert running.returncode == 1
     assert "in use by the daemon" in running.stderr

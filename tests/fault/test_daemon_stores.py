@@ -53,7 +53,7 @@ def daemon(tmp_path: Path, original: Path) -> Generator[Daemon]:
 
 
 def metadata(daemon: Daemon) -> Path:
-    return daemon.root / "io.containerd.metadata.v1.bolt"
+    return daemon.root / "io.moored.database.v1.lmdb"
 
 
 def database(daemon: Daemon) -> Path:

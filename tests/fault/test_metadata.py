@@ -84,7 +84,7 @@ def check_writer(root: Bucket, writer: int, acknowledged: int) -> None:
 
 async def write_until_killed(folder: Path) -> None:
     """Acknowledge `writer number` by lines on standard output."""
-    db = LmdbDatabase(folder, limit=64 << 20)
+    db = LmdbDatabase.opened(folder, limit=64 << 20)
 
     async def write(writer: int) -> None:
         while True:
@@ -119,7 +119,7 @@ def left_behind(folder: Path) -> list[bytes]:
 
 async def emptied(folder: Path) -> None:
     async with contextlib.AsyncExitStack() as stack:
-        db = LmdbDatabase(folder, limit=64 << 20)
+        db = LmdbDatabase.opened(folder, limit=64 << 20)
         stack.push_async_callback(db.close)
         await db.update(lambda root: root.delete_bucket(b"v1"))
 
@@ -136,7 +136,7 @@ def test_nothing_acknowledged_is_lost_by_kill(tmp_path: Path) -> None:
                 writer, number = map(int, line.split())
                 assert number == acknowledged[writer] + 1
                 acknowledged[writer] = number
-        db = LmdbDatabase(folder, limit=64 << 20)
+        db = LmdbDatabase.opened(folder, limit=64 << 20)
         with db.view() as root:
             for writer, number in acknowledged.items():
                 check_writer(root, writer, number)
@@ -152,7 +152,7 @@ def test_nothing_acknowledged_is_lost_by_kill(tmp_path: Path) -> None:
 
 async def fail_stop(folder: Path) -> None:
     """Meet an input or output error in a commit; then everything is refused with that error in the text."""
-    db = LmdbDatabase(folder, limit=64 << 20)
+    db = LmdbDatabase.opened(folder, limit=64 << 20)
     first = await fails_with(Unavailable, db.update(lambda root: root.create_bucket(b"lost")))
     assert "Input/output error" in first.text, first.text
     again = await fails_with(Unavailable, db.update(lambda root: root.create_bucket(b"later")))
@@ -173,21 +173,21 @@ def test_store_stops_at_an_input_output_error(calls: str, tmp_path: Path) -> Non
     with start("fail-stop", folder, *trace, "-e", f"inject={calls}:error=EIO") as process:
         process.communicate(timeout=60)
     assert process.returncode == 0
-    db = LmdbDatabase(folder, limit=64 << 20)
+    db = LmdbDatabase.opened(folder, limit=64 << 20)
     with db.view() as root:
         assert [name for name, _ in root.items()] == [b"kept"]
     asyncio.run(db.close())
 
 
 async def prepared(folder: Path) -> None:
-    db = LmdbDatabase(folder, limit=64 << 20)
+    db = LmdbDatabase.opened(folder, limit=64 << 20)
     await db.update(lambda root: root.create_bucket(b"kept"))
     await db.close()
 
 
 async def fill_the_disk(folder: Path) -> None:
     """Put until there is no room, delete, and put again; the file system holds less than the store may have more."""
-    db = LmdbDatabase(folder, limit=64 << 20)
+    db = LmdbDatabase.opened(folder, limit=64 << 20)
     await db.update(lambda root: root.create_bucket(b"b"))
 
     def put(root: Bucket, number: int) -> None:
@@ -212,7 +212,7 @@ async def fill_the_disk(folder: Path) -> None:
             ballast.write(bytes(4096))
     await fails_with(ResourceExhausted, db.update(lambda root: put(root, 9999)))
     await db.close()
-    db = LmdbDatabase(folder, limit=64 << 20, create=False)
+    db = LmdbDatabase.opened(folder, limit=64 << 20, create=False)
     for number in range(stored):
         await db.update(lambda root, number=number: delete(root, number))  # type: ignore[misc]
         with db.view() as root:

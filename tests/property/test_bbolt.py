@@ -83,7 +83,7 @@ def test_tree_passes_through_the_store(root: Tree) -> None:
     wanted = list(events(root))
 
     async def steps(folder: Path) -> None:
-        db = LmdbDatabase(folder / "db", limit=64 << 20)
+        db = LmdbDatabase.opened(folder / "db", limit=64 << 20)
         await db.update(lambda bucket: apply_tree(bucket, wanted))
         with db.view() as bucket:
             assert list(walk(bucket)) == wanted

@@ -41,12 +41,20 @@ class Journal:
     async def update(self, change: Callable[[Bucket], R]) -> R:
         """See the port."""
 
-        def recorded(root: Bucket) -> R:
-            # Asked when it runs, not when it is queued: recording begins and ends between two updates.
-            written = self._written
-            return change(root if written is None else _Recording(root, (), written))
+        return await self._database.update(lambda root: change(self._recorded(root)))
 
-        return await self._database.update(recorded)
+    def _recorded(self, root: Bucket) -> Bucket:
+        # Asked when an update runs, not when it is queued: recording begins and ends between two updates.
+        return root if self._written is None else _Recording(root, (), self._written)
+
+    @property
+    def file(self) -> object:
+        """See the port."""
+        return self._database.file
+
+    def root_in(self, bucket: Bucket) -> Bucket:
+        """See the port; what is written there is recorded as ever."""
+        return self._recorded(self._database.root_in(bucket.bare if isinstance(bucket, _Recording) else bucket))
 
     async def update_unrecorded(self, change: Callable[[Bucket], R]) -> R:
         """Do as `update` for changes that the collection itself makes."""
@@ -91,6 +99,11 @@ class _Recording:
         self._bucket = bucket
         self._path = path
         self._written = written
+
+    @property
+    def bare(self) -> Bucket:
+        """The database's own bucket."""
+        return self._bucket
 
     def get(self, key: bytes) -> bytes | None:
         return self._bucket.get(key)

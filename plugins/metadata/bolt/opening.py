@@ -33,22 +33,23 @@ async def opened(
     snapshotters: Mapping[str, Snapshotter],
     give_up: Callable[[str], None],
 ) -> AsyncGenerator[Database]:
-    """Open the database in `folder` for the block, its schema prepared.
+    """Open the database of `folder` for the block, its schema prepared.
 
     Raises what opening raises, and FailedPrecondition for one without records beside stores that have objects; then,
     and when it fails later on, `give_up` is told why.
     """
+    home = str(opener.home(folder))
     try:
         database = await FailStop(opener, give_up).open(folder)
     except Exception as error:
-        give_up(f"the metadata in {str(folder)!r} cannot be opened: {error}; {_advice(error)}")
+        give_up(f"the metadata in {home!r} cannot be opened: {error}; {_advice(error)}")
         raise
     try:
         try:
             await _refuse_a_lost_one(database, {"content": content, **snapshotters})
             await database.update(schema.prepare)
         except MooredError as error:
-            give_up(f"the metadata in {str(folder)!r} cannot be used: {error}; {_advice(error)}")
+            give_up(f"the metadata in {home!r} cannot be used: {error}; {_advice(error)}")
             raise
         yield database
     finally:

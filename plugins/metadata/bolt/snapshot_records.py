@@ -167,18 +167,9 @@ def add(root: Bucket, place: Place, record: Record, *, raw_parent: str, number: 
 def begin_commit(root: Bucket, commit: Commit, number: int) -> None:
     """Note what is about to be done; a new parent holds the snapshot from now on. Raises NotFound, AlreadyExists."""
     place = commit.place
-    get(root, place, commit.key)
-    if find(root, place, commit.name) is not None:
-        raise AlreadyExists(f"snapshot {quote(commit.name)}")
-    bucket = schema.made_object_bucket(root, place.namespace, schema.SNAPSHOTS, place.snapshotter)
-    bucket.set_sequence(max(bucket.sequence(), number))
-    # An unknown lease is told now, while nothing has been done.
-    place.hold(root, commit.name)
-    record = schema.made(bucket, commit.key)
-    if commit.rebased:
-        get_parent(root, place, commit.parent)
-        _adopt(bucket, commit.parent, commit.key)
-        record.put(_PARENT, encode_text(commit.parent))
+    _begin(root, commit, number)
+    record = _record(root, place, commit.key)
+    assert record is not None
     if record.bucket(_COMMIT) is not None:
         record.delete_bucket(_COMMIT)
     noted = record.create_bucket(_COMMIT)
@@ -191,10 +182,37 @@ def begin_commit(root: Bucket, commit: Commit, number: int) -> None:
 
 def finish_commit(root: Bucket, commit: Commit) -> None:
     """Put the record under its new name, with the labels of the commit. Raises NotFound, AlreadyExists."""
+    old = get(root, commit.place, commit.key)
+    if find(root, commit.place, commit.name) is not None:
+        raise AlreadyExists(f"snapshot {quote(commit.name)}")
+    _move(root, commit, old)
+
+
+def commit_at_once(root: Bucket, commit: Commit, number: int) -> None:
+    """Do both, where the raw snapshotter's own record changes in the same update."""
+    _move(root, commit, _begin(root, commit, number))
+
+
+def _begin(root: Bucket, commit: Commit, number: int) -> Record:
+    """Check the names, and put the snapshot under its lease and its new parent; give what it is then."""
     place = commit.place
     old = get(root, place, commit.key)
     if find(root, place, commit.name) is not None:
         raise AlreadyExists(f"snapshot {quote(commit.name)}")
+    bucket = schema.made_object_bucket(root, place.namespace, schema.SNAPSHOTS, place.snapshotter)
+    bucket.set_sequence(max(bucket.sequence(), number))
+    # An unknown lease is told now, while nothing has been done.
+    place.hold(root, commit.name)
+    if not commit.rebased:
+        return old
+    get_parent(root, place, commit.parent)
+    _adopt(bucket, commit.parent, commit.key)
+    schema.made(bucket, commit.key).put(_PARENT, encode_text(commit.parent))
+    return replace(old, parent=commit.parent)
+
+
+def _move(root: Bucket, commit: Commit, old: Record) -> None:
+    place = commit.place
     bucket = schema.made_object_bucket(root, place.namespace, schema.SNAPSHOTS, place.snapshotter)
     now = time.time_ns()
     record = Record(

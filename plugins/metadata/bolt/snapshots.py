@@ -2,7 +2,7 @@
 
     prepare  check against the records ─ raw prepare ──────── add the record
     commit   note it in the record ───── raw commit ───────── move the record; after a crash what is noted is finished
-             (or beside what the raw snapshotter does before its own record)
+             (either is one update with the raw snapshotter's own where its records are in the same file: `Recorded`)
     remove   remove the record ──────────────────────────────────────────────┐
     sweep                                raw remove of what no record names ─┘
 
@@ -28,7 +28,7 @@ from moored.kernel.payloads import SnapshotCommit, SnapshotPrepare, SnapshotRemo
 from moored.kernel.ports.events import Exchange
 from moored.kernel.ports.metadata import Bucket, Database
 from moored.kernel.ports.mounts import Mount
-from moored.kernel.ports.snapshots import NO_LABELS, SNAPSHOT_REF, CommitsOnce, Info, Kind, Labels, Snapshotter, Usage
+from moored.kernel.ports.snapshots import NO_LABELS, SNAPSHOT_REF, Info, Kind, Labels, Recorded, Snapshotter, Usage
 from moored.kernel.turns import Turns
 from moored.kernel.workers import to_the_end
 from moored.plugins.metadata.bolt import snapshot_records as records
@@ -72,7 +72,7 @@ class NamespacedSnapshotter:
         self._writes = Writes(database=database, exchange=exchange, changed=changed)
         self._name = name
         self._backend = backend
-        self._once = backend if isinstance(backend, CommitsOnce) else None
+        self._joined = backend if isinstance(backend, Recorded) and backend.database.file is database.file else None
         self._busy = Busy()
         self._turns: Turns[tuple[str, str]] = Turns()
         self._numbers: dict[str, int] = {}
@@ -193,18 +193,15 @@ class NamespacedSnapshotter:
             record = Record(key=key, raw=raw, parent=parent, labels=labels, created_at=0, updated_at=0)
             with self._busy.hold(raw):
                 try:
-                    mounts = await self._make_raw(kind, record, raw_parent)
-                except AlreadyExists as error:
-                    fault = error
-                else:
-                    await self._add(kind, place, record, raw_parent, number)
-                    return mounts
+                    return await self._make_one(kind, place, record, raw_parent, number)
+                except _RawTakenError as error:
+                    fault = error.text
             if target and await self._take_over(place, target, record, raw_parent, number):
                 raise AlreadyExists(f"target snapshot {quote(target)} from snapshotter")
             self.dirty = True
         if target:
             raise NotFound(f"target snapshot {quote(target)} in backend")
-        raise Unknown(f"unexpected error from snapshotter: {fault.text}")
+        raise Unknown(f"unexpected error from snapshotter: {fault}")
 
     def _taken(self, root: Bucket, place: Place, key: str, target: str) -> tuple[str, str] | None:
         """Give the name that is taken, and what to say of it."""
@@ -226,26 +223,44 @@ class NamespacedSnapshotter:
         if not place.lease or await self._writes.run_within(hold):
             raise AlreadyExists(text)
 
-    async def _make_raw(self, kind: Kind, record: Record, raw_parent: str) -> list[Mount]:
-        make = self._backend.prepare if kind is Kind.ACTIVE else self._backend.view
-        with self._renamed({record.raw: record.key, raw_parent: record.parent}):
-            return await make(record.raw, raw_parent, _inherited(record.labels))
-
-    async def _add(self, kind: Kind, place: Place, record: Record, raw_parent: str, number: int) -> None:
+    async def _make_one(self, kind: Kind, place: Place, record: Record, raw_parent: str, number: int) -> list[Mount]:
+        """Make it in the raw snapshotter and record it. Raises _RawTakenError."""
         told = SnapshotPrepare(key=record.key, parent=record.parent, snapshotter=self._name)
-        made = _now(record)
-        add = partial(records.add, place=place, record=made, raw_parent=raw_parent, number=number)
+        event = ("/snapshot/prepare", told, place.namespace) if kind is Kind.ACTIVE else None
+        add = partial(records.add, place=place, record=_now(record), raw_parent=raw_parent, number=number)
+        adding = False
+
+        def also(bucket: Bucket) -> None:
+            nonlocal adding
+            adding = True
+            add(self._database.root_in(bucket))
+
+        labels = _inherited(record.labels)
         try:
-            await self._writes.run_within(
-                add, (lambda _: ("/snapshot/prepare", told, place.namespace)) if kind is Kind.ACTIVE else None
-            )
+            with self._renamed({record.raw: record.key, raw_parent: record.parent}):
+                if self._joined is not None:
+                    mounts = await self._joined.create_with(also, kind, record.raw, raw_parent, labels)
+                elif kind is Kind.ACTIVE:
+                    mounts = await self._backend.prepare(record.raw, raw_parent, labels)
+                else:
+                    mounts = await self._backend.view(record.raw, raw_parent, labels)
+        except AlreadyExists as error:
+            if adding:
+                raise
+            raise _RawTakenError(error.text) from error
+        if self._joined is None:
+            await self._add(add, place, record)
+        await self._writes.tell(event)
+        return mounts
+
+    async def _add(self, add: Callable[[Bucket], None], place: Place, record: Record) -> None:
+        """Record what the raw snapshotter has made, or have it removed again."""
+        try:
+            await self._database.update(add)
         except BaseException:
-            with self._database.view() as root:
-                found = records.find(root, place, record.key)
-            if found is None or found.raw != record.raw:  # else only the event failed
-                self.dirty = True
-                with suppress(MooredError):
-                    await self._backend.remove(record.raw)
+            self.dirty = True
+            with suppress(MooredError):
+                await self._backend.remove(record.raw)
             raise
 
     async def _take_over(self, place: Place, target: str, record: Record, raw_parent: str, number: int) -> bool:
@@ -295,37 +310,32 @@ class NamespacedSnapshotter:
             rebased=bool(parent) and not old.parent,
             labels=labels,
         )
-        with self._busy.hold(old.raw, commit.raw):
-            noting = asyncio.ensure_future(
-                self._writes.run_within(lambda root: records.begin_commit(root, commit, number))
-            )
-            await self._commit_raw(noting, commit, old.raw, raw_parent if commit.rebased else "")
-            told = SnapshotCommit(key=key, name=name, snapshotter=self._name)
-            try:
-                await self._writes.run_within(
-                    lambda root: records.finish_commit(root, commit),
-                    lambda _: ("/snapshot/commit", told, place.namespace),
-                )
-            except MooredError:
-                self._recovered = False  # what is noted is finished, or dropped, by the next call
-                self.dirty = True
-                raise
+        names = {old.raw: key, commit.raw: name, raw_parent: parent}
+        with self._busy.hold(old.raw, commit.raw), self._renamed(names):
+            await self._commit_one(commit, old.raw, raw_parent if commit.rebased else "", number)
+        told = SnapshotCommit(key=key, name=name, snapshotter=self._name)
+        await self._writes.tell(("/snapshot/commit", told, place.namespace))
 
-    async def _commit_raw(self, noting: asyncio.Task[None], commit: Commit, raw: str, raw_parent: str) -> None:
-        """Commit in the raw snapshotter, but not before it is noted; one that can makes its files ready meanwhile."""
-        names = {raw: commit.key, commit.raw: commit.name, raw_parent: commit.parent}
+    async def _commit_one(self, commit: Commit, raw: str, raw_parent: str, number: int) -> None:
         labels = _inherited(commit.labels)
+        if self._joined is not None:
+
+            def also(bucket: Bucket) -> None:
+                records.commit_at_once(self._database.root_in(bucket), commit, number)
+
+            await self._joined.commit_with(also, commit.raw, raw, labels, raw_parent)
+            return
+        await self._writes.run_within(lambda root: records.begin_commit(root, commit, number))
         try:
-            if self._once is None:
-                await noting
-            with self._renamed(names):
-                if self._once is not None:
-                    await self._once.commit_once(noting, commit.raw, raw, labels, raw_parent)
-                else:
-                    await self._backend.commit(commit.raw, raw, labels, raw_parent)
+            await self._backend.commit(commit.raw, raw, labels, raw_parent)
         except MooredError:
-            await noting  # its own error comes first, and then there is nothing to drop
             await self._writes.run_within(lambda root: records.drop_commit(root, commit))
+            raise
+        try:
+            await self._database.update(lambda root: records.finish_commit(root, commit))
+        except MooredError:
+            self._recovered = False  # what is noted is finished, or dropped, by the next call
+            self.dirty = True
             raise
 
     async def _update(self, place: Place, name: str, labels: Labels, paths: tuple[str, ...]) -> Info:
@@ -437,6 +447,14 @@ class NamespacedSnapshotter:
             if text == error.text:
                 raise
             raise type(error)(text, bare=error.bare) from error
+
+
+class _RawTakenError(Exception):
+    """The raw snapshotter has the name already."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.text = text
 
 
 def _check_key(key: str) -> None:

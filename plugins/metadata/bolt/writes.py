@@ -51,11 +51,14 @@ class Writes:
     ) -> R:
         """As run, within work that goes on to its end itself, and so without a task of its own."""
         result = await self._database.update(change)
+        await self.tell(event(result) if event is not None and self._exchange is not None else None, deletes=deletes)
+        return result
+
+    async def tell(self, event: Event | None, *, deletes: bool = False) -> None:
+        """Tell of an update that is durable."""
         self._changed(deletes)
         if self._exchange is not None and event is not None:
-            topic, payload, namespace = event(result)
-            await self._exchange.publish(topic, payload, namespace)
-        return result
+            await self._exchange.publish(*event)
 
 
 async def look(database: Database, read: Callable[[Bucket], R]) -> R:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from moored.kernel.errors import (
     AlreadyExists,
+    DataLoss,
     FailedPrecondition,
     Internal,
     InvalidArgument,
@@ -13,9 +14,10 @@ from moored.kernel.errors import (
     Unknown,
 )
 from moored.kernel.ports.metadata import MAX_KEY, MAX_NAME, MAX_VALUE, Entry, Tree
-from moored.plugins.metadata.lmdb.layout import ROOT
+from moored.plugins.metadata.lmdb import names
+from moored.plugins.metadata.lmdb.layout import BUCKET, BUCKET_TAG, ID_SIZE, ROOT
 from moored.plugins.metadata.lmdb.records import Records
-from moored.plugins.metadata.lmdb.spaces import Place, Space
+from moored.plugins.metadata.lmdb.spaces import Place, Root
 
 SEQUENCES = 1 << 64
 
@@ -27,6 +29,11 @@ class LmdbBucket:
 
     def __init__(self, place: Place) -> None:
         self._place = place
+
+    @property
+    def records(self) -> Records:
+        """The records of its transaction."""
+        return self._place.records
 
     def get(self, key: bytes) -> bytes | None:
         """See the port."""
@@ -221,5 +228,23 @@ class LmdbCursor:
 
 
 def root_of(records: Records) -> LmdbBucket:
-    """Give the root of a transaction."""
-    return LmdbBucket(Space(records, ROOT))
+    """Give the root of a store."""
+    return LmdbBucket(Root(records, ROOT))
+
+
+def part_of(records: Records, name: bytes) -> LmdbBucket | None:
+    """Give the root of the database of that name in a store; None if there is none."""
+    record = names.find(records, ROOT, name)
+    if record is None:
+        return None
+    if record[0] != BUCKET or len(record) != 1 + ID_SIZE:
+        raise DataLoss(f"metadata store is damaged: unknown record {record[:16]!r} of database {name!r}")
+    return LmdbBucket(Root(records, record[1:]))
+
+
+def made_part(records: Records, name: bytes) -> LmdbBucket:
+    """Make a database of that name in a store, and give its root."""
+    records.need_room()
+    space = records.new_space()
+    names.store(records, ROOT, name, BUCKET_TAG + space)
+    return LmdbBucket(Root(records, space))

@@ -1,164 +1,176 @@
-"""`Database` of the port on an LMDB environment."""
+"""`Database` of the port: all that is in a store, or a part of one, below a name in its root."""
 
 from __future__ import annotations
 
 import asyncio
-import itertools
-import threading
-import time
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+import shutil
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, TypeVar
 
-from moored.kernel.errors import Internal, Unavailable
-from moored.kernel.ports.metadata import Bucket, Stats
+from moored.kernel.errors import AlreadyExists, DataLoss, Internal, MooredError, Unavailable
+from moored.kernel.ports.metadata import Bucket, Database, Stats
 from moored.kernel.workers import to_the_end
-from moored.plugins.metadata.lmdb.bucket import root_of
-from moored.plugins.metadata.lmdb.environment import CLOSED, DEFAULT_LIMIT, Environment
+from moored.plugins.metadata.bbolt.copy import apply_tree
+from moored.plugins.metadata.bbolt.tree import walk
+from moored.plugins.metadata.lmdb.bucket import LmdbBucket, made_part, part_of, root_of
+from moored.plugins.metadata.lmdb.environment import CLOSED, DEFAULT_LIMIT
+from moored.plugins.metadata.lmdb.folder import sync_folder
 from moored.plugins.metadata.lmdb.records import Records
-from moored.plugins.metadata.lmdb.writer import Job, Writer
+from moored.plugins.metadata.lmdb.store import Store
 
 R = TypeVar("R")
 
-MAX_QUEUED: Final = 1024
-"""Updates that wait for the writer thread or run on it; further callers wait, first come first served."""
-
 
 class LmdbDatabase:
-    """A `Database` in a folder of its own."""
+    """A `Database` that has a store to itself."""
 
-    def __init__(self, folder: Path, *, limit: int = DEFAULT_LIMIT, create: bool = True) -> None:
-        """Open it; see `Environment` for the arguments and errors. The writer thread starts with the first update."""
-        self.folder: Final = folder
-        self._environment = Environment(folder, limit=limit, create=create)
-        self._copying = threading.Lock()
-        """Held while LMDB copies, for it must not be closed then."""
-        self._slots = asyncio.Semaphore(MAX_QUEUED)
-        self._waiting = 0
-        self._writer: Writer | None = None
-        self._closing: asyncio.Future[None] | None = None
-        self._views: dict[int, float] = {}
-        self._view_ids = itertools.count()
+    def __init__(self, store: Store) -> None:
+        """Serve that store, which is closed with this."""
+        self._store: Final = store
+
+    @classmethod
+    def opened(cls, folder: Path, *, limit: int = DEFAULT_LIMIT, create: bool = True) -> LmdbDatabase:
+        """Open the store in `folder`; see there for the arguments and errors."""
+        return cls(Store(folder, limit=limit, create=create))
 
     @contextmanager
     def view(self) -> Generator[Bucket]:
         """See the port."""
-        txn = self._environment.begin_read()
-        records = Records(txn, writable=False)
-        view = next(self._view_ids)
-        self._views[view] = time.monotonic()
-        try:
+        with self._store.view() as records:
             yield root_of(records)
-        finally:
-            del self._views[view]
-            records.end()
-            self._environment.met(records.doomed)
-            txn.abort()
 
     async def update(self, change: Callable[[Bucket], R]) -> R:
         """See the port."""
-        self._waiting += 1
-        try:
-            await self._slots.acquire()
-        except asyncio.CancelledError:
-            self._waiting -= 1
-            raise
-        if self._closing is not None or self._environment.failed is not None:
-            self._release()
-            raise Unavailable(f"metadata store has stopped: {self._environment.failed or CLOSED}")
-        loop = asyncio.get_running_loop()
-        if self._writer is None:
-            self._writer = Writer(self._environment, loop, self._settle)
-        elif self._writer.loop is not loop:
-            self._release()
-            raise Internal("metadata store is used from a second event loop, wanted the one of its first update")
-        future: asyncio.Future[R] = loop.create_future()
-        self._writer.submit(Job(change, future))
-        return await future
+        return await self._store.update(lambda records: change(root_of(records)))
+
+    @property
+    def file(self) -> object:
+        """See the port."""
+        return self._store
+
+    def root_in(self, bucket: Bucket) -> Bucket:
+        """See the port."""
+        return root_of(_records(bucket))
 
     async def backup(self, path: Path) -> None:
         """See the port."""
-        await to_the_end(asyncio.to_thread(self._copy, path))
-
-    def _copy(self, path: Path) -> None:
-        with self._copying:
-            self._environment.copy(path)
-
-    @property
-    def closed(self) -> bool:
-        """Whether `close` was called."""
-        return self._closing is not None
-
-    @contextmanager
-    def frozen(self) -> Generator[Callable[[int], None]]:
-        """Hold on to what there is now, for the block; raises Unavailable.
-
-        What it gives writes a compact copy of that to a descriptor, from its position on; it blocks, is for any thread,
-        and must have ended when the block does. It raises ResourceExhausted and Unavailable.
-        """
-        txn = self._environment.begin_read()
-        view = next(self._view_ids)
-        self._views[view] = time.monotonic()
-
-        def copy(fd: int) -> None:
-            with self._copying:
-                self._environment.copy_to(fd, txn)
-
-        try:
-            yield copy
-        finally:
-            del self._views[view]
-            txn.abort()
-
-    def check_readers(self) -> int:
-        """Free the reader slots of dead processes and give their number; to be called once a minute or so."""
-        return self._environment.check_readers()
+        await self._store.backup(path)
 
     def stats(self) -> Stats:
         """See the port."""
-        environment, writer = self._environment, self._writer
-        gone = self._closing is not None
-        used = 0 if gone else environment.used_bytes()
-        started = list(self._views.values())
-        return Stats(
-            used_bytes=used,
-            file_bytes=environment.file_bytes(),
-            limit_bytes=environment.limit,
-            full=environment.disk_full or used >= environment.limit,
-            failed=environment.failed,
-            updates=writer.updates if writer else 0,
-            commits=writer.commits if writer else 0,
-            waiting=self._waiting,
-            views=len(started),
-            oldest_view_seconds=time.monotonic() - min(started) if started else 0.0,
-        )
+        return self._store.stats()
 
     async def close(self) -> None:
         """See the port."""
-        if self._closing is None:
-            if self._writer is not None:
-                self._writer.give()
-            self._closing = asyncio.ensure_future(asyncio.to_thread(self._close))
-        await asyncio.shield(self._closing)
+        await self._store.close()
 
-    def _close(self) -> None:
-        if self._writer is not None:
-            self._writer.stop()
-        self._environment.stop(CLOSED)
-        with self._copying:
-            self._environment.close()
 
-    def _settle(self, batch: list[Job]) -> None:
-        for job in batch:
-            self._release()
-            if job.future.done():
-                continue  # cancelled
-            if job.error is not None:
-                job.future.set_exception(job.error)
-            else:
-                job.future.set_result(job.result)
+class Part:
+    """A `Database` that shares a store with others, and may be changed together with them."""
 
-    def _release(self) -> None:
-        self._waiting -= 1
-        self._slots.release()
+    def __init__(self, store: Store, name: str, left: Callable[[], Awaitable[None]] | None = None) -> None:
+        """Serve what is below `name`, once `start` has made that sure; `left` is called once closed."""
+        self._store = store
+        self._name = name.encode()
+        self._left = left
+        self._closed = False
+
+    async def start(self, taken_over: Database | None = None) -> None:
+        """Make it, with what that other database holds, unless it is there."""
+
+        def start(records: Records) -> None:
+            if part_of(records, self._name) is not None:
+                return
+            root = made_part(records, self._name)
+            if taken_over is not None:
+                with taken_over.view() as old:
+                    apply_tree(root, walk(old))
+
+        await self._store.update(start)
+
+    @contextmanager
+    def view(self) -> Generator[Bucket]:
+        """See the port."""
+        self._check_open()
+        with self._store.view() as records:
+            yield self._root(records)
+
+    async def update(self, change: Callable[[Bucket], R]) -> R:
+        """See the port."""
+        self._check_open()
+        return await self._store.update(lambda records: change(self._root(records)))
+
+    @property
+    def file(self) -> object:
+        """See the port."""
+        return self._store
+
+    def root_in(self, bucket: Bucket) -> Bucket:
+        """See the port."""
+        return self._root(_records(bucket))
+
+    async def backup(self, path: Path) -> None:
+        """See the port; the copy has a store to itself."""
+        await to_the_end(self._backup(path))
+
+    async def _backup(self, path: Path) -> None:
+        if await asyncio.to_thread(path.exists):
+            raise AlreadyExists(f"backup {str(path)!r} already exists")
+        fresh = path.with_name(f"{path.name}.new")
+
+        def fill(root: Bucket) -> None:
+            with self.view() as own:
+                apply_tree(root, walk(own))
+
+        def moved() -> None:
+            fresh.rename(path)
+            sync_folder(path.parent)
+
+        await asyncio.to_thread(shutil.rmtree, fresh, ignore_errors=True)
+        try:
+            copy = await asyncio.to_thread(LmdbDatabase.opened, fresh)
+            try:
+                await copy.update(fill)
+            finally:
+                await copy.close()
+            await asyncio.to_thread(moved)
+        except BaseException:
+            await asyncio.to_thread(shutil.rmtree, fresh, ignore_errors=True)
+            raise
+
+    def stats(self) -> Stats:
+        """See the port; all numbers are those of the store."""
+        return self._store.stats()
+
+    async def close(self) -> None:
+        """See the port."""
+        if not self._closed:
+            self._closed = True
+            with suppress(MooredError):
+                await self._store.update(lambda _: None)  # what was accepted comes before it
+            if self._left is not None:
+                await self._left()
+
+    def _root(self, records: Records) -> LmdbBucket:
+        root = part_of(records, self._name)
+        if root is None:
+            raise DataLoss(f"metadata store is damaged: it has lost database {self._name.decode()!r}")
+        return root
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Unavailable(f"metadata store has stopped: {CLOSED}")
+
+
+def _records(bucket: Bucket) -> Records:
+    if not isinstance(bucket, LmdbBucket):
+        raise Internal(f"{bucket!r} is of another store")
+    return bucket.records
+
+
+def parts_of(store: Store) -> list[str]:
+    """Give the names of the databases that share a store."""
+    with store.view() as records:
+        return [name.decode() for name, _ in root_of(records).items()]

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from moored.kernel.errors import DataLoss, FailedPrecondition, NotFound
-from moored.plugins.metadata.lmdb.mark import Mark
+from moored.plugins.metadata.lmdb.mark import CLOSED, Mark
 from moored.plugins.metadata.lmdb.pages import Meta, check_pages
 
 DATA: Final = "data.mdb"
@@ -80,6 +80,20 @@ def exists(folder: Path, *, create: bool) -> bool:
         raise NotFound(f"no metadata store in {str(folder)!r}")
     shutil.rmtree(folder / f"{ENVIRONMENT}.new", ignore_errors=True)
     return False
+
+
+def remove_store(folder: Path) -> None:
+    """Remove a store that nobody has open, and its folder if nothing else is in it. Raises OSError."""
+    # The environment goes in one step: half of one must not be taken for a damaged one.
+    gone = folder / f"{ENVIRONMENT}.new"
+    shutil.rmtree(gone, ignore_errors=True)
+    (folder / ENVIRONMENT).rename(gone)
+    sync_folder(folder)
+    shutil.rmtree(gone)
+    for name in (CLOSED, LOCK):
+        (folder / name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 def reserve_readers(home: Path) -> None:

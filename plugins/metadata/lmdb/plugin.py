@@ -13,8 +13,8 @@ from moored.plugins.metadata.lmdb.opener import LmdbOpener
 
 @asynccontextmanager
 async def open_(ctx: InitContext[None]) -> AsyncGenerator[DatabaseOpener]:
-    """Open databases wherever they are asked for; this plugin has no folder of its own, only the one around it."""
-    opener = LmdbOpener(ctx.log, ctx.root.parent)
+    """Keep databases of the daemon's root together in the plugin's own folder, others where they are asked for."""
+    opener = LmdbOpener(ctx.log, ctx.root.parent, ctx.root)
     checking = asyncio.get_running_loop().create_task(opener.check_readers())
     try:
         yield opener
@@ -28,5 +28,5 @@ plugin = Registration(
     kind=DATABASES,
     id="lmdb",
     open=open_,
-    summary="metadata stores on LMDB, each in a folder of its plugin",
+    summary="metadata stores on LMDB: one file for all that lies below the root",
 )

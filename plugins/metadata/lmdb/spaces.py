@@ -15,7 +15,6 @@ from moored.plugins.metadata.lmdb.layout import (
     MORE,
     NUMBERED,
     PIECE,
-    ROOT,
     SMALL,
     VALUE,
     VALUE_TAG,
@@ -66,8 +65,6 @@ class Space:
 
     def put(self, name: bytes, value: bytes) -> None:
         """Put a value. Raises as the port's `put` for what is there, and where there is no room."""
-        if self.id == ROOT:
-            raise InvalidArgument(f"key {name!r} would stand in the root, which holds only buckets")
         found = self.find(name)
         if found is not None and not isinstance(found, bytes):
             raise Unknown("incompatible value")
@@ -168,6 +165,16 @@ class Space:
         while found is not None and found[0].startswith(prefix):
             yield found
             found = names.following(self.records, space, found[0], strictly=True)
+
+
+class Root(Space):
+    """The bucket at the top of a database, which holds only buckets."""
+
+    __slots__ = ()
+
+    def put(self, name: bytes, value: bytes) -> None:
+        """Refuse it."""
+        raise InvalidArgument(f"key {name!r} would stand in the root, which holds only buckets")
 
 
 def _entry(found: Record | None) -> Entry | None:

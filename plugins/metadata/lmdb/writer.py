@@ -12,8 +12,6 @@ from typing import Any, Final
 import lmdb
 
 from moored.kernel.errors import Internal, MooredError, Unavailable
-from moored.kernel.ports.metadata import Bucket
-from moored.plugins.metadata.lmdb.bucket import root_of
 from moored.plugins.metadata.lmdb.environment import Environment
 from moored.plugins.metadata.lmdb.records import Records
 
@@ -29,7 +27,7 @@ PATIENCE: Final = 16
 class Job:
     """One update and where its outcome goes."""
 
-    change: Callable[[Bucket], Any]
+    change: Callable[[Records], Any]
     future: asyncio.Future[Any]
     result: Any = None
     error: BaseException | None = None
@@ -149,7 +147,7 @@ class Writer:
         nested = self._environment.begin_nested(txn)
         records = Records(nested, writable=True, full=full, links=self._links)
         try:
-            job.result = job.change(root_of(records))
+            job.result = job.change(records)
             if records.doomed is None:
                 records.flush()
         except BaseException as error:  # noqa: BLE001 - it is the caller's, whatever it is

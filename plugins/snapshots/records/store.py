@@ -20,7 +20,7 @@ from typing import Final
 from moored.kernel.errors import AlreadyExists, DataLoss, FailedPrecondition, InvalidArgument, NotFound
 from moored.kernel.ports.metadata import Bucket, Database
 from moored.kernel.ports.mounts import Mount
-from moored.kernel.ports.snapshots import Info, Kind, Labels, Usage
+from moored.kernel.ports.snapshots import Also, Info, Kind, Labels, Usage
 from moored.kernel.records import (
     decode_text,
     decode_time,
@@ -62,6 +62,11 @@ class Records:
     def __init__(self, db: Database) -> None:
         self._db = db
         self._chains = Chains()
+
+    @property
+    def database(self) -> Database:
+        """Where they are."""
+        return self._db
 
     async def start(self, *, may_create: bool) -> int | None:
         """Give the highest id ever taken; None, and nothing done, if there are no records and none may be made."""
@@ -134,10 +139,12 @@ class Records:
 
     # --- writing ------------------------------------------------------------------------------------------------------
 
-    async def create(self, snapshot: Snapshot, make: Callable[[], list[Mount]] = list) -> list[Mount]:
+    async def create(
+        self, snapshot: Snapshot, make: Callable[[], list[Mount]] = list, also: Also | None = None
+    ) -> list[Mount]:
         """Record a new active snapshot or view, and give what `make` gives, which is called before that is durable.
 
-        While `make` runs no other change does. Raises as prepare, and what it raises.
+        While `make` runs no other change does; `also` comes before it. Raises as prepare, and what they raise.
         """
         info, id_ = snapshot.info, snapshot.id
 
@@ -151,12 +158,16 @@ class Records:
             _write(record, snapshot)
             if chain:
                 parents.put(_link(chain[0], id_), encode_text(info.name))
+            if also is not None:
+                also(root)
             return make()
 
         return await self._db.update(change)
 
-    async def commit(self, name: str, key: str, labels: Labels, parent: str, usage: Usage) -> None:
-        """Move an active snapshot's record to its name. Raises as commit."""
+    async def commit(
+        self, name: str, key: str, labels: Labels, parent: str, usage: Usage, *, also: Also | None = None
+    ) -> None:
+        """Move an active snapshot's record to its name, and then do `also`. Raises as commit, and what that raises."""
 
         def change(root: Bucket) -> None:
             snapshots, parents = _buckets(root)
@@ -170,6 +181,8 @@ class Records:
             record.put(b"size", encode_zigzag(usage.size))
             if snapshot.parents:
                 parents.put(_link(snapshot.parents[0], snapshot.id), encode_text(name))
+            if also is not None:
+                also(root)
 
         await self._db.update(change)
 

@@ -62,7 +62,7 @@ class World:
 async def world(folder: Path, policy: str = SHARED) -> AsyncGenerator[World]:
     """Open everything below a folder; again with the same folder it goes on with what is there."""
     async with open_store(folder / "content", structlog.get_logger()) as raw:
-        database = LmdbDatabase(folder / "db", limit=64 << 20)
+        database = LmdbDatabase.opened(folder / "db", limit=64 << 20)
         try:
             await database.update(schema.prepare)
             sent, changes = Sent(), []

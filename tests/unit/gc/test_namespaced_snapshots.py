@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
-from contextlib import aclosing, asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
+from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,9 @@ from moored.kernel.ports.snapshots import NO_LABELS, SNAPSHOT_REF, Info, Kind, L
 from moored.plugins.metadata.bolt import schema
 from moored.plugins.metadata.bolt.leases import NamespacedLeases
 from moored.plugins.metadata.bolt.snapshots import NamespacedSnapshotter
-from moored.plugins.metadata.lmdb.opener import LmdbOpener
 from moored.plugins.snapshots.native.layers import NativeLayers
 from moored.plugins.snapshots.snapshotter import RecordedSnapshotter
-from unit.snapshots.world import LOG, opened
+from unit.snapshots.world import opened, openers
 
 
 @dataclass
@@ -57,9 +56,10 @@ class World:
 
 
 @asynccontextmanager
-async def world(folder: Path) -> AsyncGenerator[World]:
-    async with opened(NativeLayers(folder / "raw")) as raw:
-        database = await LmdbOpener(LOG).open(folder / "records")
+async def world(folder: Path, kind: str) -> AsyncGenerator[World]:
+    databases = openers(folder)[kind]
+    async with opened(NativeLayers(folder / "raw"), databases) as raw:
+        database = await databases.open(folder / "records")
         try:
             await database.update(schema.prepare)
             yield World(database, raw)
@@ -67,13 +67,17 @@ async def world(folder: Path) -> AsyncGenerator[World]:
             await database.close()
 
 
-def run(folder: Path, test: Callable[[World], Coroutine[Any, Any, None]]) -> None:
-    async def body() -> None:
-        async with world(folder) as w:
+def run(folder: Path, test: Callable[[World], Coroutine[Any, Any, None]], kinds: str = "apart joined") -> None:
+    """Run a test where the records of both are apart, and where they are in one file."""
+
+    async def body(kind: str) -> None:
+        (folder / kind).mkdir()
+        async with world(folder / kind, kind) as w:
             with bind(namespace="ns"):
                 await test(w)
 
-    asyncio.run(body())
+    for kind in kinds.split():
+        asyncio.run(body(kind))
 
 
 def test_namespaces_have_keys_of_their_own(tmp_path: Path) -> None:
@@ -206,13 +210,15 @@ def test_events_and_changes(tmp_path: Path) -> None:
 
 
 class Wrapped:
-    """A raw snapshotter of which some calls are taken over."""
+    """A raw snapshotter of which some calls are taken over; it records nothing beside them."""
 
     def __init__(self, raw: Any, **calls: Any) -> None:
         self._raw = raw
         self._calls = calls
 
     def __getattr__(self, name: str) -> Any:
+        if name in {"create_with", "commit_with"}:
+            raise AttributeError(name)
         return self._calls.get(name) or getattr(self._raw, name)
 
 
@@ -255,17 +261,24 @@ def test_names_that_a_crash_left_in_the_raw_snapshotter_are_passed_over(tmp_path
     run(tmp_path, test)
 
 
+@contextmanager
+def full() -> Generator[None]:
+    """Have no room for records of namespaces, where they are written."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise ResourceExhausted("no room")
+
+    with pytest.MonkeyPatch.context() as patch:
+        for change in ("add", "begin_commit", "commit_at_once"):
+            patch.setattr(f"moored.plugins.metadata.bolt.snapshot_records.{change}", refuse)
+        yield
+
+
 def test_record_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     async def test(w: World) -> None:
         s = w.face()
-
-        async def refuse(_: Any) -> None:
-            raise ResourceExhausted("no room")
-
-        real = w.database.update
-        w.database.update = refuse  # type: ignore[method-assign,assignment]
-        await fails_with(ResourceExhausted, s.prepare("k"))
-        w.database.update = real  # type: ignore[method-assign]
+        with full():
+            await fails_with(ResourceExhausted, s.prepare("k"))
         assert await w.raw_names() == []
         await s.prepare("k")
 
@@ -276,33 +289,11 @@ def test_commit_that_cannot_be_noted_commits_nothing(tmp_path: Path) -> None:
     async def test(w: World) -> None:
         s = w.face()
         await s.prepare("k")
-
-        async def refuse(_: Any) -> None:
-            raise ResourceExhausted("no room")
-
-        real = w.database.update
-        w.database.update = refuse  # type: ignore[method-assign,assignment]
-        await fails_with(ResourceExhausted, s.commit("c", "k"), "no room")
-        w.database.update = real  # type: ignore[method-assign]
+        with full():
+            await fails_with(ResourceExhausted, s.commit("c", "k"), "no room")
         assert (await w.raw.stat("ns/1/k")).kind is Kind.ACTIVE
         await s.commit("c", "k")
         assert (await s.stat("c")).kind is Kind.COMMITTED
-
-    run(tmp_path, test)
-
-
-def test_raw_commit_is_recorded_only_after_it_was_noted(tmp_path: Path) -> None:
-    async def test(w: World) -> None:
-        await w.raw.prepare("k")
-        noted = asyncio.get_running_loop().create_future()
-        committing = asyncio.create_task(w.raw.commit_once(noted, "c", "k"))
-        # its files are ready when another snapshot has been made after them
-        await w.raw.prepare("other")
-        assert (await w.raw.stat("k")).kind is Kind.ACTIVE
-        assert not committing.done()
-        noted.set_result(None)
-        await committing
-        assert (await w.raw.stat("c")).kind is Kind.COMMITTED
 
     run(tmp_path, test)
 
@@ -319,10 +310,6 @@ def test_commit_that_a_crash_cut_off_is_done_or_not(after_raw: bool, rebase: boo
                 await w.raw.commit(name, key, labels, "")
             raise Crash
 
-        async def commit_once(noted: Awaitable[None], *commits: Any) -> None:
-            await noted
-            await commit(*commits)
-
         s = w.face()
         await w.leases.create("l", {})
         await s.prepare("p active")
@@ -330,7 +317,7 @@ def test_commit_that_a_crash_cut_off_is_done_or_not(after_raw: bool, rebase: boo
         with bind(lease="l"):
             await s.prepare("k")
             with suppress(Crash):
-                raw = Wrapped(w.raw, commit=commit, commit_once=commit_once)
+                raw = Wrapped(w.raw, commit=commit)
                 await w.face(raw).commit("c", "k", {"kept": "1"}, "p" if rebase else "")
         s = w.face()
         if after_raw:

@@ -227,6 +227,14 @@ class MemoryDatabase:
         self.updates += 1
         return result
 
+    @property
+    def file(self) -> object:
+        return self
+
+    def root_in(self, bucket: Bucket) -> Bucket:
+        assert isinstance(bucket, MemoryBucket)
+        return MemoryBucket(bucket.tx, bucket.tx.root)
+
     async def backup(self, path: Path) -> None:
         self.usable()
         if path.exists():  # noqa: ASYNC240 - a test's

@@ -104,7 +104,7 @@ class Stores(RuleBasedStateMachine):
             self.limits.setattr(small, name, limit)
 
     def opened(self) -> LmdbDatabase:
-        return LmdbDatabase(Path(self.folder.name) / "db", limit=64 << 20)
+        return LmdbDatabase.opened(Path(self.folder.name) / "db", limit=64 << 20)
 
     def both(self, change: Any) -> None:
         async def on(db: Database) -> object:

@@ -417,7 +417,7 @@ def test_copies_through_a_store_are_equal(tmp_path: Path, monkeypatch: pytest.Mo
 
     async def steps() -> None:
         write_file(tmp_path / "in", many(50))
-        db = LmdbDatabase(tmp_path / "db", limit=64 << 20)
+        db = LmdbDatabase.opened(tmp_path / "db", limit=64 << 20)
         await import_file(tmp_path / "in", db)
         assert db.stats().commits > 50
         await export_file(db, tmp_path / "out", page_size=1024, stored_free_list=True)

@@ -211,7 +211,7 @@ async def test_error_of_the_exchange_reaches_the_caller_of_a_write_that_is_done(
 
 @on_loop
 async def test_cancelled_write_is_told_all_the_same(tmp_path: Path) -> None:
-    db, recorder = LmdbDatabase(tmp_path / "db"), Recorder()
+    db, recorder = LmdbDatabase.opened(tmp_path / "db"), Recorder()
     writes = Writes(database=db, exchange=recorder, changed=recorder.changed)  # type: ignore[arg-type]
     loop, begun = asyncio.get_running_loop(), asyncio.Event()
 
@@ -254,7 +254,7 @@ async def test_cancelled_caller_goes_on_when_its_work_has_ended() -> None:
 
 @on_loop
 async def test_look_runs_beside_the_loop(tmp_path: Path) -> None:
-    db = LmdbDatabase(tmp_path / "db")
+    db = LmdbDatabase.opened(tmp_path / "db")
     loop = asyncio.get_running_loop()
 
     def read(_: Bucket) -> bool:
@@ -340,7 +340,7 @@ async def test_settings_of_containerd_are_taken(tmp_path: Path) -> None:
 async def test_store_of_another_version_fails_the_plugin(tmp_path: Path) -> None:
     folder = tmp_path / "root" / BOLT
     folder.parent.mkdir()
-    db = LmdbDatabase(folder)
+    db = LmdbDatabase.opened(folder)
     await db.update(lambda root: root.create_bucket(b"v1").put(b"version", records.encode_zigzag(5)))
     await db.close()
 

@@ -22,6 +22,7 @@ from moored.plugins.metadata.lmdb import mark
 from moored.plugins.metadata.lmdb.archive import Archive, write_archive
 from moored.plugins.metadata.lmdb.database import LmdbDatabase
 from moored.plugins.metadata.lmdb.folder import DATA, ENVIRONMENT, check_data_file
+from moored.plugins.metadata.lmdb.store import Store
 
 PAGE = 4096
 HEADER = 16
@@ -42,7 +43,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     @on_loop
     async def make() -> None:
         numbers = random.Random(1)
-        database = LmdbDatabase(folder)
+        database = LmdbDatabase.opened(folder)
 
         def fill(root: Bucket) -> None:
             for _ in range(40):
@@ -145,7 +146,7 @@ def test_damaged_structure_is_data_loss_that_names_the_file(store: Path, damage:
     data(store).write_bytes(content)
 
     with pytest.raises(DataLoss, match=text) as raised:
-        LmdbDatabase(store)
+        LmdbDatabase.opened(store)
 
     assert str(data(store)) in raised.value.text
 
@@ -169,7 +170,7 @@ def test_format_of_the_future_is_told_from_none(store: Path, text: bytes, kind: 
     data(store).write_bytes(content.replace(b"moored-buckets 2", text))
 
     with pytest.raises(kind, match=r"has format b'moored-bu") as raised:
-        LmdbDatabase(store)
+        LmdbDatabase.opened(store)
 
     assert str(store) in raised.value.text
 
@@ -198,7 +199,7 @@ async def test_flipped_bits_are_found_or_harm_nothing_else(good: Path, tmp_path:
 async def used(folder: Path) -> str:
     """What comes of opening it, reading all, and writing."""
     try:
-        database = LmdbDatabase(folder)
+        database = LmdbDatabase.opened(folder)
     except DataLoss:
         return "refused"
     try:
@@ -242,11 +243,11 @@ def test_file_that_is_as_it_was_closed_is_not_walked(store: Path) -> None:
     for _ in range(2):
         marked(store)
 
-        close(LmdbDatabase(store))
+        close(LmdbDatabase.opened(store))
 
 
 def test_orderly_close_marks_the_file_as_it_is(store: Path) -> None:
-    database = LmdbDatabase(store)
+    database = LmdbDatabase.opened(store)
     assert not (store / mark.CLOSED).exists()
     asyncio.run(changed(database))
 
@@ -296,18 +297,20 @@ def test_file_that_may_have_changed_since_is_walked(store: Path, change: Callabl
     change(store)
 
     with pytest.raises(DataLoss, match="entries=5"):
-        LmdbDatabase(store)
+        LmdbDatabase.opened(store)
 
 
 def test_file_is_walked_after_a_crash(store: Path) -> None:
     marked(store)
-    crash = f"import os; from moored.plugins.metadata.lmdb.database import LmdbDatabase as D; D(P({str(store)!r}))"
+    crash = (
+        f"import os; from moored.plugins.metadata.lmdb.database import LmdbDatabase as D; D.opened(P({str(store)!r}))"
+    )
     subprocess.run([sys.executable, "-c", f"from pathlib import Path as P; {crash}; os._exit(0)"], check=True)
     assert not (store / mark.CLOSED).exists()
     damage_entries(store)
 
     with pytest.raises(DataLoss, match="entries=5"):
-        LmdbDatabase(store)
+        LmdbDatabase.opened(store)
 
 
 async def viewed(database: LmdbDatabase) -> None:
@@ -332,14 +335,14 @@ def test_file_that_was_found_damaged_in_use_is_walked_next_time(store: Path, how
 
     @on_loop
     async def use() -> None:
-        database = LmdbDatabase(store)
+        database = LmdbDatabase.opened(store)
         with pytest.raises(DataLoss):
             await READS[how](database)
         await database.close()
 
     use()
     with pytest.raises(DataLoss, match="is none of pages"):
-        LmdbDatabase(store)
+        LmdbDatabase.opened(store)
 
 
 # --- backups ----------------------------------------------------------------------------------------------------------
@@ -352,10 +355,10 @@ def backup(store: Path, tmp_path: Path) -> Path:
 
     @on_loop
     async def make() -> None:
-        database = LmdbDatabase(store)
-        with database.frozen() as copy, file.open("w+b") as target:
+        opened = Store(store)
+        with opened.frozen() as copy, file.open("w+b") as target:
             write_archive(target.fileno(), tmp_path, [(store, copy), (Path("/else where/store"), copy)])
-        await database.close()
+        await opened.close()
 
     make()
     return file

@@ -34,7 +34,7 @@ async def migrated(folder: Path, given: Given) -> dict[bytes, object]:
     await model.update(lambda root: put(root, given))
     with model.view() as root:
         write_file(folder / "meta.db", walk(root))
-    database = LmdbDatabase(folder / "db")
+    database = LmdbDatabase.opened(folder / "db")
     try:
         await import_file(folder / "meta.db", database)
         await database.update(schema.prepare)

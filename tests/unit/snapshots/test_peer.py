@@ -88,7 +88,7 @@ async def test_root_of_containerd_is_served(tmp_path: Path, kind: str) -> None:
     with containerd(tmp_path) as socket:
         mounts = fill(socket, kind, tmp_path)
     root = tmp_path / f"root/io.containerd.snapshotter.v1.{kind}"
-    database = LmdbDatabase(root / "metadata")
+    database = LmdbDatabase.opened(root / "metadata")
     await import_file(root / "metadata.db", database)
     await database.close()
     async with opened(layers_of(kind, root)) as s:

@@ -13,6 +13,7 @@ from pathlib import Path
 import structlog
 
 from moored.kernel import mounts as mounting
+from moored.kernel.ports.databases import DatabaseOpener
 from moored.kernel.ports.mounts import Mount
 from moored.plugins.metadata.lmdb.opener import LmdbOpener
 from moored.plugins.snapshots.blockfile.layers import BlockfileLayers
@@ -39,10 +40,15 @@ def layers_of(kind: str, root: Path) -> Layers:
 
 
 @asynccontextmanager
-async def opened(layers: Layers) -> AsyncGenerator[RecordedSnapshotter]:
-    """A running snapshotter."""
-    async with open_snapshotter(layers, LmdbOpener(LOG), LOG) as snapshotter:
+async def opened(layers: Layers, databases: DatabaseOpener | None = None) -> AsyncGenerator[RecordedSnapshotter]:
+    """A running snapshotter, whose records have a file to themselves unless other databases are given."""
+    async with open_snapshotter(layers, databases or LmdbOpener(LOG), LOG) as snapshotter:
         yield snapshotter
+
+
+def openers(folder: Path) -> dict[str, LmdbOpener]:
+    """Openers whose databases below `folder` have files to themselves, or one in common."""
+    return {"apart": LmdbOpener(LOG), "joined": LmdbOpener(LOG, folder, folder / "common")}
 
 
 @asynccontextmanager
