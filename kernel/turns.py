@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Hashable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -26,19 +26,29 @@ class Turns(Generic[N]):
     @asynccontextmanager
     async def take(self, *names: N) -> AsyncGenerator[None]:
         """Hold the names for the block; all calls take theirs in the same order, so that no two wait for each other."""
-        async with AsyncExitStack() as stack:
-            for name in sorted(set(names), key=repr):
-                await stack.enter_async_context(self._one(name))
+        held: list[tuple[N, _Turn]] = []
+        try:
+            for name in sorted(set(names), key=repr) if len(names) > 1 else names:
+                turn = await self._wait(name)
+                held.append((name, turn))
             yield
+        finally:
+            while held:
+                name, turn = held.pop()
+                turn.lock.release()
+                self._leave(name, turn)
 
-    @asynccontextmanager
-    async def _one(self, name: N) -> AsyncGenerator[None]:
+    async def _wait(self, name: N) -> _Turn:
         turn = self._turns.setdefault(name, _Turn())
         turn.users += 1
         try:
-            async with turn.lock:
-                yield
-        finally:
-            turn.users -= 1
-            if not turn.users:
-                del self._turns[name]
+            await turn.lock.acquire()
+        except BaseException:
+            self._leave(name, turn)
+            raise
+        return turn
+
+    def _leave(self, name: N, turn: _Turn) -> None:
+        turn.users -= 1
+        if not turn.users:
+            del self._turns[name]

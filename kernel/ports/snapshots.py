@@ -151,7 +151,7 @@ class Recorded(Protocol):
 
     The daemon's records of namespaces lie above those of a snapshotter. Where both are in one file, one update changes
     both, so that no crash leaves one without the other. `also` runs in that update after the snapshotter's own change;
-    what it raises comes out, and then nothing has changed.
+    what it raises comes out, and then nothing has changed. Who calls these sees to it that they are not cancelled.
     """
 
     @property

@@ -14,7 +14,7 @@ import os
 import resource
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -23,7 +23,8 @@ from moored.plugins.diff.faults import text_of
 from moored.plugins.diff.reports import fault, receive, send
 from moored.plugins.diff.syscalls import Syscalls
 
-Work = Callable[[dict[str, Any], Syscalls], dict[str, Any]]
+Work = Callable[[dict[str, Any], Syscalls], Iterator[dict[str, Any]]]
+"""Does a task and yields its report; what it does after that nobody waits for."""
 
 
 def serve(work: Work, control: int, daemon: int, names: tuple[str, str], syscalls: Syscalls) -> None:
@@ -46,7 +47,8 @@ def serve(work: Work, control: int, daemon: int, names: tuple[str, str], syscall
         while True:
             task = receive(0)
             syscalls.rename(busy)
-            send(control, work(task, syscalls))
+            for report in work(task, syscalls):
+                send(control, report)
             if not task["again"] or not _let_out(control):
                 return
             syscalls.rename(idle)

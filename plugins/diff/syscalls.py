@@ -14,6 +14,7 @@ import stat
 _OPENAT2, _FCHMODAT2 = 437, 452
 _AT_SYMLINK_NOFOLLOW = 0x100
 _PR_SET_PDEATHSIG, _PR_SET_NAME, _PR_SET_NO_NEW_PRIVS = 1, 15, 38
+_SYNC_FILE_RANGE_WRITE = 2
 _CLONE = 56 if os.uname().machine == "x86_64" else 220
 _CLONE_PARENT = 0x8000
 
@@ -83,6 +84,12 @@ class Syscalls:
         if self._libc.syncfs(ctypes.c_int(fd)):
             code = ctypes.get_errno()
             raise OSError(code, os.strerror(code))
+
+    def begin_writing(self, fd: int) -> None:
+        """Have the disk begin with what a file has in memory only; what fails is told by whoever waits for it."""
+        self._libc.sync_file_range(
+            ctypes.c_int(fd), ctypes.c_int64(0), ctypes.c_int64(0), ctypes.c_uint(_SYNC_FILE_RANGE_WRITE)
+        )
 
     def forbid_new_privileges(self) -> None:
         """Keep this process and its children from gaining privileges by exec."""

@@ -11,6 +11,7 @@ import ctypes
 import os
 import re
 import stat
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -23,6 +24,8 @@ MOST: Final = 64
 """Files and folders that are made durable by themselves; each is open for a while."""
 WORTH: Final = 512 << 10
 """Unwritten bytes on this host, for each of these, from which on that is worth it."""
+LOOK_SECONDS: Final = 0.1
+"""How long what was unwritten counts."""
 MEMINFO: Final = Path("/proc/meminfo")
 _UNWRITTEN: Final = re.compile(rb"^(?:Dirty|Writeback): +([0-9]+) kB$", re.MULTILINE)
 _FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -36,6 +39,8 @@ class Durability:
     def __init__(self, meminfo: Path = MEMINFO) -> None:
         self._meminfo = meminfo
         self._is_rooted = False
+        self._unwritten = 0
+        self._looked = -LOOK_SECONDS
 
     def give(self, top: int, inodes: int, above: Sequence[int], stop: Stop) -> None:
         """Make the tree of the open folder `top` and the open folders `above`, nearest first, durable.
@@ -50,7 +55,11 @@ class Durability:
         self._is_rooted = True
 
     def _is_worth_it(self, inodes: int) -> bool:
-        return inodes <= MOST and unwritten_bytes(self._meminfo.read_bytes()) >= inodes * WORTH
+        if inodes > MOST:
+            return False
+        if (now := time.monotonic()) - self._looked >= LOOK_SECONDS:
+            self._unwritten, self._looked = unwritten_bytes(self._meminfo.read_bytes()), now
+        return self._unwritten >= inodes * WORTH
 
 
 def unwritten_bytes(meminfo: bytes) -> int:

@@ -109,11 +109,11 @@ class RecordedSnapshotter:
 
     async def prepare(self, key: str, parent: str = "", labels: Labels = NO_LABELS) -> list[Mount]:
         """See the port."""
-        return await self._create(None, Kind.ACTIVE, key, parent, labels)
+        return await self._create(Kind.ACTIVE, key, parent, labels)
 
     async def view(self, key: str, parent: str = "", labels: Labels = NO_LABELS) -> list[Mount]:
         """See the port."""
-        return await self._create(None, Kind.VIEW, key, parent, labels)
+        return await self._create(Kind.VIEW, key, parent, labels)
 
     async def mounts(self, key: str) -> list[Mount]:
         """See the port."""
@@ -121,7 +121,8 @@ class RecordedSnapshotter:
 
     async def commit(self, name: str, key: str, labels: Labels = NO_LABELS, parent: str = "") -> None:
         """See the port."""
-        await self._commit(None, name, key, labels, parent)
+        async with self._keys.hold((key, name), (parent,) if parent else ()):
+            await self._workers.whole(partial(self._commit, None, name, key, labels, parent))
 
     @property
     def database(self) -> Database:
@@ -130,11 +131,15 @@ class RecordedSnapshotter:
 
     async def create_with(self, also: Also, kind: Kind, key: str, parent: str, labels: Labels) -> list[Mount]:
         """See Recorded."""
-        return await self._create(also, kind, key, parent, labels)
+        self._workers.check_open()
+        async with self._keys.hold((key,), (parent,) if parent else ()):
+            return await self._make(also, _new(kind, key, parent, labels), Stop())
 
     async def commit_with(self, also: Also, name: str, key: str, labels: Labels, parent: str) -> None:
         """See Recorded."""
-        await self._commit(also, name, key, labels, parent)
+        self._workers.check_open()
+        async with self._keys.hold((key, name), (parent,) if parent else ()):
+            await self._commit(also, name, key, labels, parent, Stop())
 
     async def stat(self, name: str) -> Info:
         """See the port."""
@@ -182,29 +187,27 @@ class RecordedSnapshotter:
 
     # --- the calls themselves, run to their end -----------------------------------------------------------------------
 
-    async def _create(self, also: Also | None, kind: Kind, key: str, parent: str, labels: Labels) -> list[Mount]:
+    async def _create(self, kind: Kind, key: str, parent: str, labels: Labels) -> list[Mount]:
         async with self._keys.hold((key,), (parent,) if parent else ()):
-            now = time.time_ns()
-            info = Info(name=key, kind=kind, parent=parent, labels=labels, created_at=now, updated_at=now)
-            return await self._workers.whole(lambda stop: self._make(info, also, stop))
+            return await self._workers.whole(partial(self._make, None, _new(kind, key, parent, labels)))
 
-    async def _make(self, info: Info, also: Also | None, stop: Stop) -> list[Mount]:
-        parents = self._records.plan(info.name, info.parent)
+    async def _make(self, also: Also | None, info: Info, stop: Stop) -> list[Mount]:
         self._last_id += 1
-        snapshot = Snapshot(self._last_id, info, parents)
-        self._busy.add(snapshot.id)
+        id_ = self._last_id
+        self._busy.add(id_)
         try:
             if self._layers.quick:
-                return await self._records.create(snapshot, partial(self._made, snapshot, stop), also)
-            mounts = await self._workers.run(partial(self._made, snapshot, stop))
-            return await self._records.create(snapshot, lambda: mounts, also)
+                return await self._records.create(id_, info, partial(self._made, stop), also)
+            snapshot = Snapshot(id_, info, self._records.plan(info.name, info.parent))
+            mounts = await self._workers.run(partial(self._made, stop, snapshot))
+            return await self._records.create(id_, info, lambda _: mounts, also)
         except BaseException:
-            await self._discard(self._layers.entry(snapshot))
+            await self._discard(self._layers.entry(Snapshot(id_, info)))
             raise
         finally:
-            self._busy.discard(snapshot.id)
+            self._busy.discard(id_)
 
-    def _made(self, snapshot: Snapshot, stop: Stop) -> list[Mount]:
+    def _made(self, stop: Stop, snapshot: Snapshot) -> list[Mount]:
         """Make the files of a snapshot and give its mounts, unless nobody waits any more; blocks."""
         with about(f"snapshot {snapshot.info.name}"):
             self._make_files(snapshot, stop)
@@ -222,11 +225,9 @@ class RecordedSnapshotter:
             raise FailedPrecondition(f"snapshot {key!r} is committed, wanted an active one or a view")
         return await self._run(f"snapshot {key}", lambda: list(self._layers.mounts(snapshot)))
 
-    async def _commit(self, also: Also | None, name: str, key: str, labels: Labels, parent: str) -> None:
-        async with self._keys.hold((key, name), (parent,) if parent else ()):
-            await self._workers.whole(lambda stop: self._turn(name, key, labels, parent, also=also, stop=stop))
-
-    async def _turn(self, name: str, key: str, labels: Labels, parent: str, *, also: Also | None, stop: Stop) -> None:
+    async def _commit(  # noqa: PLR0917
+        self, also: Also | None, name: str, key: str, labels: Labels, parent: str, stop: Stop
+    ) -> None:
         snapshot = self._records.plan_commit(name, key, parent)
         if parent and REBASE not in self.capabilities and not self._records.find(key).info.parent:
             raise Unimplemented(f"snapshot {key!r} cannot become a child of {parent!r} at its commit")
@@ -310,6 +311,11 @@ class RecordedSnapshotter:
     def _shown(self, snapshot: Snapshot) -> Info:
         more = self._layers.labels(snapshot)
         return replace(snapshot.info, labels={**snapshot.info.labels, **more}) if more else snapshot.info
+
+
+def _new(kind: Kind, key: str, parent: str, labels: Labels) -> Info:
+    now = time.time_ns()
+    return Info(name=key, kind=kind, parent=parent, labels=labels, created_at=now, updated_at=now)
 
 
 def _matches(chosen: Filter, info: Info) -> bool:

@@ -31,8 +31,7 @@ class Workers:
         What `call` does before it gives its coroutine is done at once, and not undone if it raises.
         Raises Unavailable once closed, and CancelledError after the call has ended.
         """
-        if self._closing is not None:
-            raise Unavailable("the snapshotter is closed")
+        self.check_open()
         stop = Stop()
         task = asyncio.get_running_loop().create_task(call(stop))
         self._calls.add(task)
@@ -49,6 +48,11 @@ class Workers:
         if not task.cancelled():
             task.exception()  # taken, so that asyncio does not report it as forgotten
         raise cancelled
+
+    def check_open(self) -> None:
+        """Raise Unavailable once closed."""
+        if self._closing is not None:
+            raise Unavailable("the snapshotter is closed")
 
     async def close(self) -> None:
         """Refuse further calls and wait for those under way; again is harmless."""

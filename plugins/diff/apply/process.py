@@ -7,6 +7,7 @@ on descriptor 0. Report: entries, bytes (logical size of all files), warnings; o
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
 
@@ -18,8 +19,8 @@ from moored.plugins.diff.tar.reader import Reader
 from moored.plugins.diff.tree import Tree
 
 
-def work(task: dict[str, Any], syscalls: Syscalls) -> dict[str, Any]:
-    """Apply the archive on descriptor 0 and read it to its end; the report."""
+def work(task: dict[str, Any], syscalls: Syscalls) -> Iterator[dict[str, Any]]:
+    """Apply the archive on descriptor 0 and read it to its end; yield the report, then have the disk begin with it."""
     with ExitStack() as opened:
 
         def opened_root(path: str) -> int:
@@ -43,4 +44,5 @@ def work(task: dict[str, Any], syscalls: Syscalls) -> dict[str, Any]:
         reader.drain()
         if task["sync"]:
             syscalls.sync_file_system(root)
-    return {"entries": reader.entries, "bytes": reader.bytes, "warnings": layer.warnings}
+    yield {"entries": reader.entries, "bytes": reader.bytes, "warnings": layer.warnings}
+    layer.write_out()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterator
 from typing import Any
 
 from moored.kernel.errors import Unknown
@@ -173,8 +174,8 @@ class LayerMaker:
             os.close(here)
 
 
-def work(task: dict[str, Any], syscalls: Syscalls) -> dict[str, Any]:
-    """Write the archive to descriptor 1; the report."""
+def work(task: dict[str, Any], syscalls: Syscalls) -> Iterator[dict[str, Any]]:
+    """Write the archive to descriptor 1; yield the report."""
     try:
         lower, upper = open_root(task["lower"]), open_root(task["upper"])
         shortcut = -1 if task["shortcut"] is None else open_root(task["shortcut"])
@@ -191,4 +192,4 @@ def work(task: dict[str, Any], syscalls: Syscalls) -> dict[str, Any]:
             raise text_of(fault, f"cannot read {shown(change.path)}") from fault
     writer.close()
     output.flush()
-    return {"entries": maker.entries}
+    yield {"entries": maker.entries}

@@ -103,140 +103,176 @@ def raw_name(place: Place, number: int, key: str) -> str:
     return f"{place.namespace}/{number}/{key}"
 
 
-def find(root: Bucket, place: Place, key: str) -> Record | None:
-    """Give one, None if there is none."""
-    record = _record(root, place, key)
-    return None if record is None else _read(key, record)
+class Shelf:
+    """The records of one place, as a transaction sees them."""
 
+    __slots__ = ("_bucket", "_place", "_root")
 
-def get(root: Bucket, place: Place, key: str) -> Record:
-    """Give one. Raises NotFound."""
-    record = find(root, place, key)
-    if record is None:
-        raise NotFound(f"snapshot {key} does not exist")
-    return record
+    def __init__(self, root: Bucket, place: Place) -> None:
+        self._root = root
+        self._place = place
+        self._bucket = place.bucket(root)
 
+    def has(self, key: str) -> bool:
+        """Tell whether there is one."""
+        return self._record(key) is not None
 
-def get_parent(root: Bucket, place: Place, key: str) -> Record:
-    """Give one that is to be a parent. Raises NotFound."""
-    record = find(root, place, key)
-    if record is None:
-        raise NotFound(f"parent snapshot {key} does not exist")
-    return record
+    def get(self, key: str) -> Record:
+        """Give one. Raises NotFound."""
+        return _read(key, self._known(key))
 
+    def raw_parent(self, key: str) -> str:
+        """Give the raw name of one that is to be a parent, "" for none. Raises NotFound."""
+        return _text(self._parent(key), _NAME) if key else ""
 
-def sequence(root: Bucket, place: Place) -> int:
-    """Give the greatest number that raw names have had."""
-    bucket = place.bucket(root)
-    return 0 if bucket is None else bucket.sequence()
+    def sequence(self) -> int:
+        """Give the greatest number that raw names have had."""
+        return 0 if self._bucket is None else self._bucket.sequence()
 
-
-def page(root: Bucket, place: Place, after: str | None, size: int) -> list[Record]:
-    """Give up to `size` that follow a key (None: the first ones), in order."""
-    bucket = place.bucket(root)
-    found: list[Record] = []
-    if bucket is None:
+    def page(self, after: str | None, size: int) -> list[Record]:
+        """Give up to `size` that follow a key (None: the first ones), in order."""
+        found: list[Record] = []
+        if self._bucket is None:
+            return found
+        cursor = self._bucket.cursor()
+        entry = cursor.first() if after is None else cursor.seek(encode_text(after) + b"\0")
+        while entry is not None and len(found) < size:
+            record = self._bucket.bucket(entry[0]) if entry[1] is None else None
+            if record is not None:
+                found.append(_read(decode_text(entry[0]), record))
+            entry = cursor.next()
         return found
-    cursor = bucket.cursor()
-    entry = cursor.first() if after is None else cursor.seek(encode_text(after) + b"\0")
-    while entry is not None and len(found) < size:
-        record = bucket.bucket(entry[0]) if entry[1] is None else None
-        if record is not None:
-            found.append(_read(decode_text(entry[0]), record))
-        entry = cursor.next()
-    return found
 
+    # --- for updates --------------------------------------------------------------------------------------------------
 
-def add(root: Bucket, place: Place, record: Record, *, raw_parent: str, number: int) -> None:
-    """Write a new record and put the snapshot under the lease.
+    def add(self, record: Record, *, raw_parent: str, number: int) -> None:
+        """Write a new record and put the snapshot under the lease.
 
-    Raises AlreadyExists; NotFound for the lease, or the parent if it is not the one with that raw name any more.
-    """
-    bucket = schema.made_object_bucket(root, place.namespace, schema.SNAPSHOTS, place.snapshotter)
-    place.hold(root, record.key)
-    if bucket.bucket(encode_text(record.key)) is not None:
-        raise AlreadyExists(f"snapshot {quote(record.key)}")
-    if record.parent:
-        if get_parent(root, place, record.parent).raw != raw_parent:
-            raise NotFound(f"parent snapshot {record.parent} does not exist")
-        _adopt(bucket, record.parent, record.key)
-    _write(bucket.create_bucket(encode_text(record.key)), record)
-    bucket.set_sequence(max(bucket.sequence(), number))
+        Raises AlreadyExists; NotFound for the lease, or the parent if it is not the one with that raw name any more.
+        """
+        bucket = self._made()
+        self._place.hold(self._root, record.key)
+        if self.has(record.key):
+            raise AlreadyExists(f"snapshot {quote(record.key)}")
+        if record.parent:
+            above = self._parent(record.parent)
+            if _text(above, _NAME) != raw_parent:
+                raise NotFound(f"parent snapshot {record.parent} does not exist")
+            _adopt(above, record.key)
+        _write(bucket.create_bucket(encode_text(record.key)), record)
+        self._count(number)
 
+    def begin_commit(self, commit: Commit, number: int) -> None:
+        """Note what is about to be done; a new parent holds the snapshot at once. Raises NotFound, AlreadyExists."""
+        self._begin(commit, number)
+        record = self._known(commit.key)
+        if record.bucket(_COMMIT) is not None:
+            record.delete_bucket(_COMMIT)
+        noted = record.create_bucket(_COMMIT)
+        noted.put(_NAME, encode_text(commit.raw))
+        noted.put(_KEY, encode_text(commit.name))
+        noted.put(_LEASE, encode_text(self._place.lease))
+        noted.put(_REBASED, b"1" if commit.rebased else b"")
+        write_labels(noted, commit.labels)
 
-def begin_commit(root: Bucket, commit: Commit, number: int) -> None:
-    """Note what is about to be done; a new parent holds the snapshot from now on. Raises NotFound, AlreadyExists."""
-    place = commit.place
-    _begin(root, commit, number)
-    record = _record(root, place, commit.key)
-    assert record is not None
-    if record.bucket(_COMMIT) is not None:
+    def finish_commit(self, commit: Commit) -> None:
+        """Put the record under its new name, with the labels of the commit. Raises NotFound, AlreadyExists."""
+        old = self.get(commit.key)
+        if self.has(commit.name):
+            raise AlreadyExists(f"snapshot {quote(commit.name)}")
+        self._move(commit, old.parent)
+
+    def commit_at_once(self, commit: Commit, number: int) -> None:
+        """Do both, where the raw snapshotter's own record changes in the same update."""
+        self._move(commit, self._begin(commit, number))
+
+    def drop_commit(self, commit: Commit) -> None:
+        """Forget a commit that was not carried out; without effect if its record is gone."""
+        record = self._record(commit.key)
+        if record is None or record.bucket(_COMMIT) is None:
+            return
         record.delete_bucket(_COMMIT)
-    noted = record.create_bucket(_COMMIT)
-    noted.put(_NAME, encode_text(commit.raw))
-    noted.put(_KEY, encode_text(commit.name))
-    noted.put(_LEASE, encode_text(place.lease))
-    noted.put(_REBASED, b"1" if commit.rebased else b"")
-    write_labels(noted, commit.labels)
+        self._place.let_go(self._root, commit.name)
+        if commit.rebased:
+            record.delete(_PARENT)
+            self._leave(commit.parent, commit.key)
 
+    def relabel(self, record: Record) -> Record:
+        """Write the labels of a record and give it with the time of that. Raises NotFound."""
+        bucket = self._known(record.key)
+        now = time.time_ns()
+        write_labels(bucket, record.labels)
+        bucket.put(UPDATED_AT, encode_time(now))
+        return replace(record, updated_at=now)
 
-def finish_commit(root: Bucket, commit: Commit) -> None:
-    """Put the record under its new name, with the labels of the commit. Raises NotFound, AlreadyExists."""
-    old = get(root, commit.place, commit.key)
-    if find(root, commit.place, commit.name) is not None:
-        raise AlreadyExists(f"snapshot {quote(commit.name)}")
-    _move(root, commit, old)
+    def remove(self, key: str) -> None:
+        """Remove a record, from the lease too. Raises NotFound, FailedPrecondition as the port's remove."""
+        record = self._known(key)
+        if not schema.is_empty(record.bucket(_CHILDREN)):
+            raise FailedPrecondition("cannot remove snapshot with child")
+        if parent := _text(record, _PARENT):
+            self._leave(parent, key)
+        self._made().delete_bucket(encode_text(key))
+        self._place.let_go(self._root, key)
 
+    # --- parts --------------------------------------------------------------------------------------------------------
 
-def commit_at_once(root: Bucket, commit: Commit, number: int) -> None:
-    """Do both, where the raw snapshotter's own record changes in the same update."""
-    _move(root, commit, _begin(root, commit, number))
+    def _begin(self, commit: Commit, number: int) -> str:
+        """Check the names, put the snapshot under its lease and new parent; give the parent that it has then."""
+        record = self._known(commit.key)
+        if self.has(commit.name):
+            raise AlreadyExists(f"snapshot {quote(commit.name)}")
+        self._count(number)
+        # An unknown lease is told now, while nothing has been done.
+        self._place.hold(self._root, commit.name)
+        if commit.rebased:
+            _adopt(self._parent(commit.parent), commit.key)
+            record.put(_PARENT, encode_text(commit.parent))
+        return _text(record, _PARENT)
 
+    def _move(self, commit: Commit, parent: str) -> None:
+        bucket = self._made()
+        now = time.time_ns()
+        record = Record(
+            key=commit.name, raw=commit.raw, parent=parent, labels=commit.labels, created_at=now, updated_at=now
+        )
+        if parent:
+            self._leave(parent, commit.key)
+            _adopt(schema.made(bucket, parent), commit.name)
+        bucket.delete_bucket(encode_text(commit.key))
+        _write(bucket.create_bucket(encode_text(commit.name)), record)
+        self._place.let_go(self._root, commit.key)
 
-def _begin(root: Bucket, commit: Commit, number: int) -> Record:
-    """Check the names, and put the snapshot under its lease and its new parent; give what it is then."""
-    place = commit.place
-    old = get(root, place, commit.key)
-    if find(root, place, commit.name) is not None:
-        raise AlreadyExists(f"snapshot {quote(commit.name)}")
-    bucket = schema.made_object_bucket(root, place.namespace, schema.SNAPSHOTS, place.snapshotter)
-    bucket.set_sequence(max(bucket.sequence(), number))
-    # An unknown lease is told now, while nothing has been done.
-    place.hold(root, commit.name)
-    if not commit.rebased:
-        return old
-    get_parent(root, place, commit.parent)
-    _adopt(bucket, commit.parent, commit.key)
-    schema.made(bucket, commit.key).put(_PARENT, encode_text(commit.parent))
-    return replace(old, parent=commit.parent)
+    def _made(self) -> Bucket:
+        if self._bucket is None:
+            place = self._place
+            self._bucket = schema.made_object_bucket(self._root, place.namespace, schema.SNAPSHOTS, place.snapshotter)
+        return self._bucket
 
+    def _count(self, number: int) -> None:
+        bucket = self._made()
+        bucket.set_sequence(max(bucket.sequence(), number))
 
-def _move(root: Bucket, commit: Commit, old: Record) -> None:
-    place = commit.place
-    bucket = schema.made_object_bucket(root, place.namespace, schema.SNAPSHOTS, place.snapshotter)
-    now = time.time_ns()
-    record = Record(
-        key=commit.name, raw=commit.raw, parent=old.parent, labels=commit.labels, created_at=now, updated_at=now
-    )
-    if old.parent:
-        _leave(bucket, old.parent, commit.key)
-        _adopt(bucket, old.parent, commit.name)
-    bucket.delete_bucket(encode_text(commit.key))
-    _write(bucket.create_bucket(encode_text(commit.name)), record)
-    place.let_go(root, commit.key)
+    def _record(self, key: str) -> Bucket | None:
+        return None if self._bucket is None else self._bucket.bucket(encode_text(key))
 
+    def _known(self, key: str) -> Bucket:
+        record = self._record(key)
+        if record is None:
+            raise NotFound(f"snapshot {key} does not exist")
+        return record
 
-def drop_commit(root: Bucket, commit: Commit) -> None:
-    """Forget a commit that was not carried out; without effect if its record is gone."""
-    place = commit.place
-    bucket, record = place.bucket(root), _record(root, place, commit.key)
-    if bucket is None or record is None or record.bucket(_COMMIT) is None:
-        return
-    record.delete_bucket(_COMMIT)
-    place.let_go(root, commit.name)
-    if commit.rebased:
-        record.delete(_PARENT)
-        _leave(bucket, commit.parent, commit.key)
+    def _parent(self, key: str) -> Bucket:
+        record = self._record(key)
+        if record is None:
+            raise NotFound(f"parent snapshot {key} does not exist")
+        return record
+
+    def _leave(self, parent: str, child: str) -> None:
+        above = self._record(parent)
+        children = None if above is None else above.bucket(_CHILDREN)
+        if children is not None:
+            children.delete(encode_text(child))
 
 
 def commits(root: Bucket, snapshotter: str) -> list[Commit]:
@@ -260,31 +296,6 @@ def commits(root: Bucket, snapshotter: str) -> list[Commit]:
     return found
 
 
-def relabel(root: Bucket, place: Place, record: Record) -> Record:
-    """Write the labels of a record and give it with the time of that. Raises NotFound."""
-    get(root, place, record.key)
-    bucket = _record(root, place, record.key)
-    assert bucket is not None
-    now = time.time_ns()
-    write_labels(bucket, record.labels)
-    bucket.put(UPDATED_AT, encode_time(now))
-    return replace(record, updated_at=now)
-
-
-def remove(root: Bucket, place: Place, key: str) -> None:
-    """Remove a record, from the lease too. Raises NotFound, FailedPrecondition as the port's remove."""
-    record = get(root, place, key)
-    bucket, stored = place.bucket(root), _record(root, place, key)
-    assert bucket is not None
-    assert stored is not None
-    if not schema.is_empty(stored.bucket(_CHILDREN)):
-        raise FailedPrecondition("cannot remove snapshot with child")
-    if record.parent:
-        _leave(bucket, record.parent, key)
-    bucket.delete_bucket(encode_text(key))
-    place.let_go(root, key)
-
-
 def changed_labels(record: Record, labels: Mapping[str, str], paths: tuple[str, ...]) -> dict[str, str]:
     """Give what the labels of a record become by an update with these paths. Raises InvalidArgument."""
     merged = dict(record.labels) if paths else dict(labels)
@@ -298,11 +309,6 @@ def changed_labels(record: Record, labels: Mapping[str, str], paths: tuple[str, 
             raise InvalidArgument(f"cannot update {quote(path)} field on snapshot {quote(record.key)}")
     validate_labels(merged, LABELS_PREFIX)
     return normalise_labels(merged)
-
-
-def _record(root: Bucket, place: Place, key: str) -> Bucket | None:
-    bucket = place.bucket(root)
-    return None if bucket is None else bucket.bucket(encode_text(key))
 
 
 def _read(key: str, record: Bucket) -> Record:
@@ -325,14 +331,8 @@ def _write(bucket: Bucket, record: Record) -> None:
     write_labels(bucket, record.labels)
 
 
-def _adopt(bucket: Bucket, parent: str, child: str) -> None:
-    schema.made(bucket, parent, _CHILDREN).put(encode_text(child), b"")
-
-
-def _leave(bucket: Bucket, parent: str, child: str) -> None:
-    children = schema.path(bucket, parent, _CHILDREN)
-    if children is not None:
-        children.delete(encode_text(child))
+def _adopt(above: Bucket, child: str) -> None:
+    above.create_bucket_if_missing(_CHILDREN).put(encode_text(child), b"")
 
 
 def _text(bucket: Bucket, name: bytes) -> str:

@@ -16,7 +16,6 @@ import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from functools import partial
 from typing import Any, Final, TypeVar
 
 import structlog
@@ -34,7 +33,7 @@ from moored.kernel.workers import to_the_end
 from moored.plugins.metadata.bolt import snapshot_records as records
 from moored.plugins.metadata.bolt.busy import Busy
 from moored.plugins.metadata.bolt.leftovers import Swept, sweep_snapshots
-from moored.plugins.metadata.bolt.snapshot_records import Commit, Place, Record
+from moored.plugins.metadata.bolt.snapshot_records import Commit, Place, Record, Shelf
 from moored.plugins.metadata.bolt.writes import Writes, look
 
 R = TypeVar("R")
@@ -140,7 +139,7 @@ class NamespacedSnapshotter:
         while True:
             self._check_open()
             with self._database.view() as root:
-                page = records.page(root, place, last, PAGE)
+                page = Shelf(root, place).page(last, PAGE)
             if not page:
                 return
             last = page[-1].key
@@ -180,9 +179,10 @@ class NamespacedSnapshotter:
         target = labels.get(SNAPSHOT_REF, "")
         while True:
             with self._database.view() as root:
-                taken = self._taken(root, place, key, target)
-                raw_parent = records.get_parent(root, place, parent).raw if parent and not taken else ""
-                number = max(records.sequence(root, place), self._numbers.get(place.namespace, 0))
+                shelf = Shelf(root, place)
+                taken = _taken(shelf, key, target)
+                raw_parent = "" if taken else shelf.raw_parent(parent)
+                number = max(shelf.sequence(), self._numbers.get(place.namespace, 0))
             if not taken:
                 break
             await self._already(place, *taken)
@@ -203,19 +203,11 @@ class NamespacedSnapshotter:
             raise NotFound(f"target snapshot {quote(target)} in backend")
         raise Unknown(f"unexpected error from snapshotter: {fault}")
 
-    def _taken(self, root: Bucket, place: Place, key: str, target: str) -> tuple[str, str] | None:
-        """Give the name that is taken, and what to say of it."""
-        if target and records.find(root, place, target) is not None:
-            return target, f"target snapshot {quote(target)}"
-        if records.find(root, place, key) is not None:
-            return key, f"snapshot {quote(key)}"
-        return None
-
     async def _already(self, place: Place, key: str, text: str) -> None:
         """Put what was found under the lease, and raise; return if a collection has taken it meanwhile."""
 
         def hold(root: Bucket) -> bool:
-            found = records.find(root, place, key) is not None
+            found = Shelf(root, place).has(key)
             if found:
                 place.hold(root, key)
             return found
@@ -227,8 +219,11 @@ class NamespacedSnapshotter:
         """Make it in the raw snapshotter and record it. Raises _RawTakenError."""
         told = SnapshotPrepare(key=record.key, parent=record.parent, snapshotter=self._name)
         event = ("/snapshot/prepare", told, place.namespace) if kind is Kind.ACTIVE else None
-        add = partial(records.add, place=place, record=_now(record), raw_parent=raw_parent, number=number)
+        made = _now(record)
         adding = False
+
+        def add(root: Bucket) -> None:
+            Shelf(root, place).add(made, raw_parent=raw_parent, number=number)
 
         def also(bucket: Bucket) -> None:
             nonlocal adding
@@ -249,18 +244,18 @@ class NamespacedSnapshotter:
                 raise
             raise _RawTakenError(error.text) from error
         if self._joined is None:
-            await self._add(add, place, record)
+            await self._add(add, record.raw)
         await self._writes.tell(event)
         return mounts
 
-    async def _add(self, add: Callable[[Bucket], None], place: Place, record: Record) -> None:
+    async def _add(self, add: Callable[[Bucket], None], raw: str) -> None:
         """Record what the raw snapshotter has made, or have it removed again."""
         try:
             await self._database.update(add)
         except BaseException:
             self.dirty = True
             with suppress(MooredError):
-                await self._backend.remove(record.raw)
+                await self._backend.remove(raw)
             raise
 
     async def _take_over(self, place: Place, target: str, record: Record, raw_parent: str, number: int) -> bool:
@@ -280,7 +275,10 @@ class NamespacedSnapshotter:
                     created_at=info.created_at,
                     updated_at=info.updated_at,
                 )
-                add = partial(records.add, place=place, record=found, raw_parent=raw_parent, number=number)
+
+                def add(root: Bucket, found: Record = found) -> None:
+                    Shelf(root, place).add(found, raw_parent=raw_parent, number=number)
+
                 with suppress(AlreadyExists):
                     await self._writes.run_within(add)
             return True
@@ -290,10 +288,10 @@ class NamespacedSnapshotter:
 
     async def _commit(self, place: Place, name: str, key: str, labels: Mapping[str, str], parent: str) -> None:
         with self._database.view() as root:
-            taken = records.find(root, place, name) is not None
-            old = None if taken else records.get(root, place, key)
-            raw_parent = records.get_parent(root, place, parent).raw if parent and not taken else ""
-            number = max(records.sequence(root, place), self._numbers.get(place.namespace, 0)) + 1
+            shelf = Shelf(root, place)
+            old = None if shelf.has(name) else shelf.get(key)
+            raw_parent = "" if old is None else shelf.raw_parent(parent)
+            number = max(shelf.sequence(), self._numbers.get(place.namespace, 0)) + 1
         if old is None:
             await self._already(place, name, f"snapshot {quote(name)}")
             await self._commit(place, name, key, labels, parent)
@@ -317,22 +315,22 @@ class NamespacedSnapshotter:
         await self._writes.tell(("/snapshot/commit", told, place.namespace))
 
     async def _commit_one(self, commit: Commit, raw: str, raw_parent: str, number: int) -> None:
-        labels = _inherited(commit.labels)
+        place, labels = commit.place, _inherited(commit.labels)
         if self._joined is not None:
 
             def also(bucket: Bucket) -> None:
-                records.commit_at_once(self._database.root_in(bucket), commit, number)
+                Shelf(self._database.root_in(bucket), place).commit_at_once(commit, number)
 
             await self._joined.commit_with(also, commit.raw, raw, labels, raw_parent)
             return
-        await self._writes.run_within(lambda root: records.begin_commit(root, commit, number))
+        await self._writes.run_within(lambda root: Shelf(root, place).begin_commit(commit, number))
         try:
             await self._backend.commit(commit.raw, raw, labels, raw_parent)
         except MooredError:
-            await self._writes.run_within(lambda root: records.drop_commit(root, commit))
+            await self._writes.run_within(lambda root: Shelf(root, place).drop_commit(commit))
             raise
         try:
-            await self._database.update(lambda root: records.finish_commit(root, commit))
+            await self._database.update(lambda root: Shelf(root, place).finish_commit(commit))
         except MooredError:
             self._recovered = False  # what is noted is finished, or dropped, by the next call
             self.dirty = True
@@ -340,18 +338,18 @@ class NamespacedSnapshotter:
 
     async def _update(self, place: Place, name: str, labels: Labels, paths: tuple[str, ...]) -> Info:
         with self._database.view() as root:
-            old = records.get(root, place, name)
+            old = Shelf(root, place).get(name)
         changed = replace(old, labels=records.changed_labels(old, labels, paths))
         before, after = _inherited(old.labels), _inherited(changed.labels)
         if before == after:
             info = await self._raw_info(old)
-            return _overlaid(info, await self._writes.run_within(lambda root: records.relabel(root, place, changed)))
+            return _overlaid(info, await self._writes.run_within(lambda root: Shelf(root, place).relabel(changed)))
         # Named one by one, so that the raw snapshotter keeps labels of its own.
         named = [f"labels.{key}" for key in sorted({*before, *after})]
         with self._renamed({old.raw: name}):
             info = await self._backend.update(old.raw, after, named)
         try:
-            return _overlaid(info, await self._writes.run_within(lambda root: records.relabel(root, place, changed)))
+            return _overlaid(info, await self._writes.run_within(lambda root: Shelf(root, place).relabel(changed)))
         except MooredError:
             with suppress(MooredError):
                 await self._backend.update(old.raw, before, named)
@@ -361,7 +359,7 @@ class NamespacedSnapshotter:
         told = SnapshotRemove(key=name, snapshotter=self._name)
         self.dirty = True
         await self._writes.run_within(
-            lambda root: records.remove(root, place, name),
+            lambda root: Shelf(root, place).remove(name),
             lambda _: ("/snapshot/remove", told, place.namespace),
             deletes=True,
         )
@@ -388,10 +386,10 @@ class NamespacedSnapshotter:
             done = False
         if done:
             with suppress(AlreadyExists, NotFound):
-                await self._writes.run(lambda root: records.finish_commit(root, commit))
+                await self._writes.run(lambda root: Shelf(root, commit.place).finish_commit(commit))
                 self._log.info("finished a commit that was cut off", snapshot=commit.name)
                 return
-        await self._writes.run(lambda root: records.drop_commit(root, commit))
+        await self._writes.run(lambda root: Shelf(root, commit.place).drop_commit(commit))
 
     # --- parts --------------------------------------------------------------------------------------------------------
 
@@ -409,7 +407,7 @@ class NamespacedSnapshotter:
         _check_key(key)
         await self._ready()
         with self._database.view() as root:
-            return records.get(root, place, key)
+            return Shelf(root, place).get(key)
 
     async def _shown(self, record: Record) -> Info:
         return _overlaid(await self._raw_info(record), record)
@@ -447,6 +445,15 @@ class NamespacedSnapshotter:
             if text == error.text:
                 raise
             raise type(error)(text, bare=error.bare) from error
+
+
+def _taken(shelf: Shelf, key: str, target: str) -> tuple[str, str] | None:
+    """Give the name that is taken, and what to say of it."""
+    if target and shelf.has(target):
+        return target, f"target snapshot {quote(target)}"
+    if shelf.has(key):
+        return key, f"snapshot {quote(key)}"
+    return None
 
 
 class _RawTakenError(Exception):

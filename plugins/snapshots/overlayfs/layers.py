@@ -61,6 +61,7 @@ class OverlayLayers:
 
     def __init__(self, root: Path, options: Options) -> None:
         self.folder = Folder(root, (ENTRIES,))
+        self._base = self.folder.path(ENTRIES)
         self.capabilities: frozenset[str] = frozenset()
         self.deferred = not options.sync_remove
         self._options = options
@@ -131,7 +132,7 @@ class OverlayLayers:
         return {UPPERDIR: self._path(snapshot.id)} if self._options.upperdir_label else {}
 
     def _path(self, id_: int, name: str = "fs") -> str:
-        return f"{self.folder.path(ENTRIES)}/{id_}/{name}"
+        return f"{self._base}/{id_}/{name}"
 
     def _open_fs(self, id_: int) -> int:
         entry = self.folder.open_entry(f"{ENTRIES}/{id_}")

@@ -140,13 +140,12 @@ class Records:
     # --- writing ------------------------------------------------------------------------------------------------------
 
     async def create(
-        self, snapshot: Snapshot, make: Callable[[], list[Mount]] = list, also: Also | None = None
+        self, id_: int, info: Info, make: Callable[[Snapshot], list[Mount]], also: Also | None = None
     ) -> list[Mount]:
-        """Record a new active snapshot or view, and give what `make` gives, which is called before that is durable.
+        """Record a new active snapshot or view, and give what `make` gives of it, called before that is durable.
 
         While `make` runs no other change does; `also` comes before it. Raises as prepare, and what they raise.
         """
-        info, id_ = snapshot.info, snapshot.id
 
         def change(root: Bucket) -> list[Mount]:
             snapshots, parents = _buckets(root)
@@ -155,12 +154,13 @@ class Records:
             record = snapshots.create_bucket(encode_text(info.name))
             # Ids are given out by the snapshotter, before the files are made; the sequence only remembers the highest.
             snapshots.set_sequence(max(snapshots.sequence(), id_))
+            snapshot = Snapshot(id_, info, chain)
             _write(record, snapshot)
             if chain:
                 parents.put(_link(chain[0], id_), encode_text(info.name))
             if also is not None:
                 also(root)
-            return make()
+            return make(snapshot)
 
         return await self._db.update(change)
 

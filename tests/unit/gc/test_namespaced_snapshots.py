@@ -270,7 +270,7 @@ def full() -> Generator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         for change in ("add", "begin_commit", "commit_at_once"):
-            patch.setattr(f"moored.plugins.metadata.bolt.snapshot_records.{change}", refuse)
+            patch.setattr(f"moored.plugins.metadata.bolt.snapshot_records.Shelf.{change}", refuse)
         yield
 
 
