@@ -28,7 +28,7 @@ def test_walking_differ(check: Check, tmp_path: Path) -> None:
 
     fds = len(list(Path("/proc/self/fd").iterdir()))
     asyncio.run(run())
-    assert len(list(Path("/proc/self/fd").iterdir())) == fds
+    assert len(list(Path("/proc/self/fd").iterdir())) <= fds
     # the loop's own threads that wait for a process may just be ending
     assert [one.name for one in threading.enumerate() if one.name.startswith("layer")] == []
     assert str(tmp_path) not in Path("/proc/self/mountinfo").read_text()
