@@ -40,7 +40,7 @@ MAX_DEVICE = (1 << 32) - 1
 MAX_TIME = (1 << 63) - 1
 SMALL = 1 << 20
 """Bytes of a file that is written with one call."""
-LARGE = 64 << 10
+LARGE = 1 << 20
 """Bytes of a file from which on the disk begins with it at once."""
 FEW = 64
 """Smaller files with which it begins when the layer is done; with those of a layer of more it does in its own time."""
