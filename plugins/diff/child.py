@@ -4,6 +4,8 @@
         ^                              │
         └── out again, with another 0 <┘    both by descriptors that the daemon sends where the report went
 
+A task may come with the file of what it works on: that is sent there too, before the task.
+
 Nothing that it holds while it works leads out of the folder. All modules are imported before the root changes:
 afterwards nothing is ever loaded, since the files around it are a stranger's.
 """
@@ -47,6 +49,8 @@ def serve(work: Work, control: int, daemon: int, names: tuple[str, str], syscall
         while True:
             task = receive(0)
             syscalls.rename(busy)
+            if "stored" in task:
+                task["stored"]["fd"] = _given(control, 1)[0]
             for report in work(task, syscalls):
                 send(control, report)
             if not task["again"] or not _let_out(control):
@@ -64,12 +68,8 @@ def serve(work: Work, control: int, daemon: int, names: tuple[str, str], syscall
 
 def _let_out(control: int) -> bool:
     """Go back to the root folder that the daemon sends and read on from its pipe; False at the end of its side."""
-    told = socket.socket(fileno=control)
-    try:
-        _, fds, _, _ = socket.recv_fds(told, 1, 2)
-    finally:
-        told.detach()
-    if len(fds) != 2:
+    fds = _given(control, 2)
+    if not fds:
         return False
     root, into = fds
     os.dup2(into, 0)
@@ -79,6 +79,18 @@ def _let_out(control: int) -> bool:
     with suppress(PermissionError):  # who may not did not lock itself in
         os.chroot(".")
     return True
+
+
+def _given(control: int, count: int) -> list[int]:
+    """The descriptors that the daemon sends next; none at the end of its side."""
+    told = socket.socket(fileno=control)
+    try:
+        _, fds, _, _ = socket.recv_fds(told, 1, count)
+    finally:
+        told.detach()
+    if fds and len(fds) != count:
+        raise Internal(f"{len(fds)} descriptors came, wanted {count}")
+    return fds
 
 
 def _tell(error: Exception) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import (
     AbstractAsyncContextManager,
     AbstractContextManager,
@@ -35,8 +36,10 @@ from moored.plugins.diff.worker import Crew, Worker, settled
 
 APPLY_MODULE: Final = "moored.plugins.diff.apply.process"
 ID_MAP: Final = Path("/proc/self/uid_map")
-SMALL: Final = 64 << 10
-"""Bytes at the end of a stored layer that are decompressed where they are met, up to two pieces of the decoder."""
+TINY: Final = 64 << 10
+"""Bytes of a stored layer that is decompressed where it is met, up to two pieces, while its process gets ready."""
+SMALL: Final = 4 << 20
+"""Bytes of one that its process decompresses too; of a larger one it unpacks what is decompressed meanwhile."""
 EARLY_SECONDS: Final = 0.25
 """How often a long unpacking is written to its disk meanwhile."""
 
@@ -94,6 +97,15 @@ def in_user_namespace() -> bool:
     return ID_MAP.read_text().split() != ["0", "0", "4294967295"]
 
 
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What came of a layer: the digest of its stored bytes, and digest and size of its archive."""
+
+    stored: str
+    digest: str
+    size: int
+
+
 class WalkingDiffer:
     """A Differ over a content store.
 
@@ -136,70 +148,94 @@ class WalkingDiffer:
     ) -> Descriptor:
         """See the port."""
         steps, how = chain(descriptor.media_type, self._processors)
+        by_magic = how == "by magic"
         async with await self._store.reader(descriptor.digest) as blob:
             if 0 < descriptor.size != blob.size:
                 raise FailedPrecondition(
                     f"content {descriptor.digest} has {blob.size} bytes, {descriptor.size} are described"
                 )
-            source = _Source(blob, progress)
-            async with (
-                aclosing(source.chunks()) as stored,
-                processed(stored, steps, payloads) as stream,
-                self._activated(mounts) as left,
-            ):
-                make = self._pump_maker(how == "by magic", blob.digest.algorithm)
-                target = direct_target(left)
-                if not left:
-                    pump = await self._read_only(stream, make)
-                elif target is not None:
-                    pump = await self._unpack(stream, make, target, sync_fs, again=True)
+            async with self._activated(mounts) as left, self._target(left) as (target, lasts):
+                file = blob.fileno() if not steps and TINY < blob.size <= SMALL else None
+                if target is not None and file is not None:
+                    found = await self._unpack_file(blob, file, target, by_magic=by_magic, sync_fs=sync_fs, lasts=lasts)
+                    if progress is not None:
+                        progress(blob.size)
                 else:
-                    async with _Entered(self._mounted(left)) as folder:
-                        pump = await self._unpack(stream, make, Target(str(folder)), sync_fs)
+                    decoder = Detected() if by_magic else Plain()
+                    pump = Pump(decoder, max_bytes=self._budget.stream_bytes, algorithm=blob.digest.algorithm)
+                    async with (
+                        aclosing(_Source(blob, progress).chunks()) as stored,
+                        processed(stored, steps, payloads) as stream,
+                    ):
+                        if target is None:
+                            await self._read_only(stream, pump)
+                        else:
+                            tiny = blob.size <= TINY
+                            await self._unpack_stream(stream, pump, target, tiny=tiny, sync_fs=sync_fs, lasts=lasts)
+                    found = _Found(pump.stored_digest, pump.digest, pump.size)
         # what went through a program has another digest; the store knows its own
-        if not steps and pump.stored_digest != blob.digest:
-            raise DataLoss(f"content {blob.digest} has the bytes of {pump.stored_digest}")
-        return Descriptor(media_type=LAYER, digest=pump.digest, size=pump.size)
+        if not steps and found.stored != blob.digest:
+            raise DataLoss(f"content {blob.digest} has the bytes of {found.stored}")
+        return Descriptor(media_type=LAYER, digest=found.digest, size=found.size)
 
-    def _pump_maker(self, by_magic: bool, algorithm: str) -> Callable[[Callable[[bytes], None]], Pump]:
-        def make(write: Callable[[bytes], None]) -> Pump:
-            decoder = Detected() if by_magic else Plain()
-            return Pump(decoder, write, max_bytes=self._budget.stream_bytes, algorithm=algorithm)
+    @asynccontextmanager
+    async def _target(self, mounts: Sequence[Mount]) -> AsyncGenerator[tuple[Target | None, bool]]:
+        """Where to unpack to, None for nowhere; and whether that outlasts the block."""
+        if not mounts:
+            yield None, False
+        elif (target := direct_target(mounts)) is not None:
+            yield target, True
+        else:
+            async with _Entered(self._mounted(mounts)) as folder:
+                yield Target(str(folder)), False
 
-        return make
+    async def _read_only(self, stream: AsyncIterator[bytes], pump: Pump) -> None:
+        def use_up(pieces: Iterator[bytes]) -> None:
+            for _ in pieces:
+                pass
 
-    async def _read_only(self, stream: AsyncIterator[bytes], make: Callable[[Callable[[bytes], None]], Pump]) -> Pump:
-        pump = make(lambda data: None)
         async for data in self._steady(stream):
-            await asyncio.to_thread(pump.feed, data)
-        await asyncio.to_thread(pump.finish)
-        return pump
+            await asyncio.to_thread(use_up, pump.feed(data))
+        await asyncio.to_thread(use_up, pump.finish())
 
-    async def _unpack(
-        self,
-        stream: AsyncIterator[bytes],
-        make: Callable[[Callable[[bytes], None]], Pump],
-        target: Target,
-        sync_fs: bool,
-        *,
-        again: bool = False,
-    ) -> Pump:
+    async def _unpack_file(
+        self, blob: Reader, file: int, target: Target, *, by_magic: bool, sync_fs: bool, lasts: bool
+    ) -> _Found:
+        """Let a process do all of it, from the blob's file on: what is small is done before two have come together."""
+        stored = {"magic": by_magic, "algorithm": blob.digest.algorithm, "max_bytes": self._budget.stream_bytes}
+        async with self._worker(target, {"sync": sync_fs, "stored": stored}, lasts, file) as process:
+            process.end_input()
+            report = await process.result()
+        self._warn(report, str(blob.digest))
+        return _Found(report["stored_digest"], report["digest"], report["size"])
+
+    async def _unpack_stream(
+        self, stream: AsyncIterator[bytes], pump: Pump, target: Target, *, tiny: bool, sync_fs: bool, lasts: bool
+    ) -> None:
+        async with self._worker(target, {"sync": sync_fs}, lasts) as process:
+            report = await _pumped(self._steady(stream), pump, process, tiny=tiny)
+        self._warn(report, pump.stored_digest)
+
+    @asynccontextmanager
+    async def _worker(
+        self, target: Target, more: dict[str, Any], lasts: bool, file: int | None = None
+    ) -> AsyncGenerator[Worker]:
         task = {
             "root": target.root,
             "lowers": target.lowers,
             "userxattr": target.userxattr,
             "devices": self._makes_devices,
-            "sync": sync_fs,
             "max_entries": self._budget.entries,
             "max_bytes": self._budget.file_bytes,
+            **more,
         }
-        early = _written_early(target.root) if again else nullcontext()
-        async with early, self._crew.worker(APPLY_MODULE, task, again=again) as process:
-            pump = make(process.write)
-            report = await _pumped(self._steady(stream), pump, process)
+        early = _written_early(target.root) if lasts else nullcontext()
+        async with early, self._crew.worker(APPLY_MODULE, task, stored=file, again=lasts) as process:
+            yield process
+
+    def _warn(self, report: dict[str, Any], digest: str) -> None:
         for warning in report["warnings"]:
-            self._log.warning(warning, digest=str(pump.stored_digest))
-        return pump
+            self._log.warning(warning, digest=digest)
 
     async def _steady(self, stream: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
         """The same data; raises DeadlineExceeded when none comes for too long (a hung program or disk)."""
@@ -279,40 +315,33 @@ def _sync(folder: str) -> None:
         os.close(fd)
 
 
-async def _pumped(stream: AsyncIterator[bytes], pump: Pump, process: Worker) -> dict[str, Any]:
-    """Feed a worker to the end; its report. Where it fails, its word comes before a broken pipe."""
+async def _pumped(stream: AsyncIterator[bytes], pump: Pump, process: Worker, *, tiny: bool) -> dict[str, Any]:
+    """Feed a worker to the end; its report. Where it fails, its word comes before a broken pipe.
+
+    tiny   do it without a turn of the thread, if what comes of the data is little too
+    """
+
+    async def feed(pieces: Iterator[bytes]) -> None:
+        if tiny:
+            left = bytes(process.offer(next(pieces, b""))) or next(pieces, b"")
+            if not left:
+                return
+            pieces = itertools.chain((left,), pieces)
+        await process.run(write, pieces)
+
+    def write(pieces: Iterator[bytes]) -> None:
+        for piece in pieces:
+            process.write(piece)
+
     try:
-        ahead = b""
         async for data in stream:
-            if ahead:
-                await process.run(pump.feed, ahead)
-            ahead = data
-        await _feed_last(pump, ahead, process)
+            await feed(pump.feed(data))
+        await feed(pump.finish())
+        process.end_input()
     except BrokenPipeError:
         await process.result()
         raise Unknown("the worker process stopped reading") from None
     return await process.result()
-
-
-async def _feed_last(pump: Pump, data: bytes, process: Worker) -> None:
-    """Feed a worker the last piece, which mostly is the only one; a small one without a turn of the thread."""
-    pieces = pump.last(data)
-    left: bytes | memoryview = b""
-    if len(data) <= SMALL:
-        left = process.offer(next(pieces, b""))
-        another = b"" if left else next(pieces, b"")
-        if not left and not another:
-            process.end_input()
-            return
-        left = left or another
-
-    def feed() -> None:
-        process.write(left)
-        for piece in pieces:
-            process.write(piece)
-        process.end_input()
-
-    await process.run(feed)
 
 
 class _Source:

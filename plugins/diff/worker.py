@@ -84,10 +84,12 @@ class Worker:
         # the loop may not have been told yet
         return self._exit.done() or os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
-    async def give(self, task: dict[str, Any]) -> None:
-        """Write the task, the first of its input."""
+    async def give(self, task: dict[str, Any], stored: int | None) -> None:
+        """Write the task, the first of its input, after the descriptor that belongs to it, if there is one."""
         # where it stopped reading its report tells why
         with suppress(BrokenPipeError):
+            if stored is not None:
+                socket.send_fds(self._control, [b"/"], [stored])
             # the pipe is empty: a thread is not worth it, but for a task that is longer than that
             if left := self.offer(packed(task)):
                 await self.run(self.write, left)
@@ -267,10 +269,17 @@ class Crew:
 
     @asynccontextmanager
     async def worker(
-        self, module: str, task: dict[str, Any], *, output: bool = False, again: bool = False
+        self,
+        module: str,
+        task: dict[str, Any],
+        *,
+        stored: int | None = None,
+        output: bool = False,
+        again: bool = False,
     ) -> AsyncGenerator[Worker]:
         """Start a process for a module's work; nothing of it goes on, whatever happens, when the block is left.
 
+        stored  the descriptor of a file that the task is about
         again   with linger, one that is done may live on for another task; for a moment it still has its folder open
 
         Raises Unavailable where every place is held by a process that cannot be killed; Internal, Unavailable or
@@ -290,7 +299,7 @@ class Crew:
                         # cancelled meanwhile or not, it is to be closed below
                         one = starting.result() if starting.exception() is None else None
                     one = starting.result()
-                await one.give({**task, "again": again})
+                await one.give({**task, "again": again}, stored)
                 yield one
             finally:
                 if one is not None and (not again or not self._kept(module, one)):

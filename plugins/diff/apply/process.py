@@ -1,27 +1,79 @@
 """What the process does that unpacks one layer.
 
 Task (JSON): root, lowers (null for a plain folder), userxattr, devices, sync, max_entries, max_bytes; the tar follows
-on descriptor 0. Report: entries, bytes (logical size of all files), warnings; or error and text.
+on descriptor 0. With `stored` (fd, magic, algorithm, max_bytes) it is in that file, plain or to be decompressed.
+Report: entries, bytes (logical size of all files), warnings, of a stored one also stored_digest, digest and size; or
+error and text.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
 
+from moored.kernel.errors import DataLoss
 from moored.plugins.diff.apply.layer import Layer
 from moored.plugins.diff.child import lock_in, open_root
+from moored.plugins.diff.decompress import gzip as _gzip  # noqa: F401 - decoders are loaded before the root changes
+from moored.plugins.diff.decompress import zstd as _zstd  # noqa: F401
+from moored.plugins.diff.decompress.decoders import Detected, Plain
+from moored.plugins.diff.decompress.pump import Pump
 from moored.plugins.diff.faults import text_of
 from moored.plugins.diff.syscalls import Syscalls
 from moored.plugins.diff.tar.reader import Reader
 from moored.plugins.diff.tree import Tree
 
+PIECE = 256 << 10
+"""Bytes of a stored layer that are read at a time."""
+
+for _algorithm in ("sha256", "sha384", "sha512"):
+    # the first use of each may look for files, which must not be a stranger's
+    hashlib.new(_algorithm, b"")
+
+
+class _Pieces:
+    """A stored layer's archive, read in pieces from its file."""
+
+    def __init__(self, pump: Pump, fd: int) -> None:
+        self._pieces = self._given(pump, fd)
+        self._left = b""
+
+    def read(self, size: int) -> bytes:
+        """Give up to that many bytes, none at the end."""
+        data = self._left or next(self._pieces, b"")
+        self._left = data[size:]
+        return data[:size] if self._left else data
+
+    @staticmethod
+    def _given(pump: Pump, fd: int) -> Iterator[bytes]:
+        at = 0
+        while data := _read_at(fd, at):
+            at += len(data)
+            yield from pump.feed(data)
+        yield from pump.finish()
+
+
+def _read_at(fd: int, at: int) -> bytes:
+    try:
+        return os.pread(fd, PIECE, at)
+    except OSError as fault:
+        raise DataLoss(f"the stored layer cannot be read: {os.strerror(fault.errno or 0).lower()}") from fault
+
+
+def _pump(stored: dict[str, Any]) -> Pump:
+    decoder = Detected() if stored["magic"] else Plain()
+    return Pump(decoder, max_bytes=stored["max_bytes"], algorithm=stored["algorithm"])
+
 
 def work(task: dict[str, Any], syscalls: Syscalls) -> Iterator[dict[str, Any]]:
     """Apply the archive on descriptor 0 and read it to its end; yield the report, then have the disk begin with it."""
+    stored = task.get("stored")
     with ExitStack() as opened:
+        if stored is not None:
+            opened.callback(os.close, stored["fd"])
 
         def opened_root(path: str) -> int:
             fd = open_root(path)
@@ -36,13 +88,18 @@ def work(task: dict[str, Any], syscalls: Syscalls) -> Iterator[dict[str, Any]]:
         except OSError as fault:
             raise text_of(fault, "cannot open the folder of a mount") from fault
         lock_in(root)
+        pump = None if stored is None else _pump(stored)
         layer = Layer(
             Tree(root, syscalls), syscalls, lowers=lowers, userxattr=task["userxattr"], devices=task["devices"]
         )
-        reader = Reader(lambda size: os.read(0, size), max_entries=task["max_entries"], max_bytes=task["max_bytes"])
+        read = _Pieces(pump, stored["fd"]).read if stored and pump else lambda size: os.read(0, size)
+        reader = Reader(read, max_entries=task["max_entries"], max_bytes=task["max_bytes"])
         layer.apply(reader)
         reader.drain()
         if task["sync"]:
             syscalls.sync_file_system(root)
-    yield {"entries": reader.entries, "bytes": reader.bytes, "warnings": layer.warnings}
+    report = {"entries": reader.entries, "bytes": reader.bytes, "warnings": layer.warnings}
+    if pump is not None:
+        report |= {"stored_digest": pump.stored_digest, "digest": pump.digest, "size": pump.size}
+    yield report
     layer.write_out()

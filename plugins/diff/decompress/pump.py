@@ -1,26 +1,22 @@
-"""Takes a layer's bytes as stored, and passes on its tar: decompressed, counted, and hashed on both sides."""
+"""Takes a layer's bytes as stored, and gives its tar: decompressed, counted, and hashed on both sides."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from moored.kernel.errors import ResourceExhausted
-from moored.kernel.ports.content import Digest
 from moored.plugins.diff.decompress.decoders import Decoder
-
-Write = Callable[[bytes], None]
 
 
 class Pump:
-    """A stream on its way; all calls block and belong to one thread at a time.
+    """A stream on its way; one thread at a time.
 
-    Errors: those of the decoder, ResourceExhausted over max_bytes of output, and those of `write`.
+    Errors: those of the decoder, and ResourceExhausted over max_bytes of output.
     """
 
-    def __init__(self, decoder: Decoder, write: Write, *, max_bytes: int, algorithm: str = "sha256") -> None:
+    def __init__(self, decoder: Decoder, *, max_bytes: int, algorithm: str = "sha256") -> None:
         self._decoder = decoder
-        self._write = write
         self._max_bytes = max_bytes
         self._algorithm = algorithm
         self._stored = hashlib.new(algorithm, usedforsecurity=True)
@@ -29,35 +25,24 @@ class Pump:
         self.size = 0
 
     @property
-    def stored_digest(self) -> Digest:
+    def stored_digest(self) -> str:
         """Of the bytes that were fed."""
-        return Digest(f"{self._algorithm}:{self._stored.hexdigest()}")
+        return f"{self._algorithm}:{self._stored.hexdigest()}"
 
     @property
-    def digest(self) -> Digest:
-        """Of the bytes that were passed on."""
-        return Digest(f"sha256:{self._tar.hexdigest()}")
+    def digest(self) -> str:
+        """Of the bytes that were given."""
+        return f"sha256:{self._tar.hexdigest()}"
 
-    def feed(self, data: bytes) -> None:
-        """Pass on what the data decompresses to."""
-        self._stored.update(data)
-        self.stored_size += len(data)
-        self._pass(self._decoder.feed(data))
-
-    def finish(self) -> None:
-        """Pass on the rest; an error if it ended too early."""
-        self._pass(self._decoder.finish())
-
-    def last(self, data: bytes) -> Iterator[bytes]:
-        """Give what the data decompresses to, and the rest, to be passed on by the caller; it must be used up."""
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """Give what the data decompresses to; to be used up before the next call."""
         self._stored.update(data)
         self.stored_size += len(data)
         yield from self._counted(self._decoder.feed(data))
-        yield from self._counted(self._decoder.finish())
 
-    def _pass(self, pieces: Iterator[bytes]) -> None:
-        for piece in self._counted(pieces):
-            self._write(piece)
+    def finish(self) -> Iterator[bytes]:
+        """Give the rest; an error if it ended too early."""
+        yield from self._counted(self._decoder.finish())
 
     def _counted(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
         for piece in pieces:

@@ -18,7 +18,7 @@ from moored.kernel.ports.diff import LAYER, LAYER_GZIP
 from moored.kernel.ports.mounts import Mount
 from moored.plugins.diff import walking
 from moored.plugins.diff.decompress.gzip import MAX_PIECE
-from moored.plugins.diff.walking import SMALL, direct_target
+from moored.plugins.diff.walking import SMALL, TINY, direct_target
 from unit.diff.world import (
     END,
     as_root,
@@ -200,12 +200,30 @@ def test_small_blob_becomes_files_of_any_size(size: int, tmp_path: Path) -> None
     async def go() -> None:
         async with staged(tmp_path) as stage:
             stored = gzip.compress(layer)
-            assert len(stored) < SMALL
+            assert len(stored) < TINY
             root = stage.new_folder("root")
             assert (await unpack(stage, stored, root, LAYER_GZIP)).digest == digest_of(layer)
             assert (root / "f").stat().st_size == size
 
     layer = file(b"f", bytes(size)) + END
+    done(go())
+
+
+@pytest.mark.parametrize("size", [TINY, SMALL - 4096, SMALL + 4096], ids=["tiny", "small", "large"])
+@pytest.mark.parametrize("kind", [LAYER, LAYER_GZIP])
+def test_blob_is_unpacked_whoever_decompresses_it(size: int, kind: str, tmp_path: Path) -> None:
+    async def go() -> None:
+        async with staged(tmp_path) as stage:
+            stored = layer if kind == LAYER else gzip.compress(layer, 1)
+            root = stage.new_folder("root")
+            found = await unpack(stage, stored, root, kind)
+            assert (found.digest, found.size) == (digest_of(layer), len(layer))
+            assert (root / "f").read_bytes() == data
+            with pytest.raises(Unknown):
+                await unpack(stage, stored[: len(stored) // 2], stage.new_folder("cut"), kind)
+
+    data = os.urandom(size)
+    layer = file(b"f", data) + END
     done(go())
 
 

@@ -89,29 +89,15 @@ def test_zstd_that_asks_for_too_much_is_refused() -> None:
         decoded(b"\x28\xb5\x2f\xfd\x00\x50" + b"\xff" * 20)
 
 
-def test_pump_gives_its_last_pieces_to_who_asks_for_them() -> None:
-    out: list[bytes] = []
-    pump = Pump(Detected(), out.append, max_bytes=len(DATA))
-    pump.feed(GZIP[:100])
-    out += pump.last(GZIP[100:])
-    assert b"".join(out) == DATA
-    assert pump.digest == f"sha256:{hashlib.sha256(DATA).hexdigest()}"
-    assert pump.stored_digest == f"sha256:{hashlib.sha256(GZIP).hexdigest()}"
-    assert (pump.size, pump.stored_size) == (len(DATA), len(GZIP))
-    with pytest.raises(ResourceExhausted, match=f"over {len(DATA) - 1} bytes uncompressed"):
-        list(Pump(Detected(), out.append, max_bytes=len(DATA) - 1).last(GZIP))
-    with pytest.raises(Unknown, match="unexpected end"):
-        list(Pump(Detected(), out.append, max_bytes=len(DATA)).last(GZIP[:-1]))
-
-
 def test_pump_hashes_both_sides_and_stops_at_its_budget() -> None:
-    out: list[bytes] = []
-    pump = Pump(Detected(), out.append, max_bytes=len(DATA), algorithm="sha512")
-    pump.feed(GZIP)
-    pump.finish()
-    assert b"".join(out) == DATA
+    pump = Pump(Detected(), max_bytes=len(DATA), algorithm="sha512")
+    assert b"".join((*pump.feed(GZIP[:100]), *pump.feed(GZIP[100:]), *pump.finish())) == DATA
     assert pump.digest == f"sha256:{hashlib.sha256(DATA).hexdigest()}"
     assert pump.stored_digest == f"sha512:{hashlib.sha512(GZIP).hexdigest()}"
     assert (pump.size, pump.stored_size) == (len(DATA), len(GZIP))
     with pytest.raises(ResourceExhausted, match=f"over {len(DATA) - 1} bytes uncompressed"):
-        Pump(Detected(), out.append, max_bytes=len(DATA) - 1).feed(GZIP)
+        list(Pump(Detected(), max_bytes=len(DATA) - 1).feed(GZIP))
+    cut = Pump(Detected(), max_bytes=len(DATA))
+    list(cut.feed(GZIP[:-1]))
+    with pytest.raises(Unknown, match="unexpected end"):
+        list(cut.finish())
