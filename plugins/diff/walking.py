@@ -170,7 +170,7 @@ class WalkingDiffer:
                         if target is None:
                             await self._read_only(stream, pump)
                         else:
-                            tiny = blob.size <= TINY
+                            tiny = blob.size <= TINY and not steps
                             await self._unpack_stream(stream, pump, target, tiny=tiny, sync_fs=sync_fs, lasts=lasts)
                     found = _Found(pump.stored_digest, pump.digest, pump.size)
         # what went through a program has another digest; the store knows its own
