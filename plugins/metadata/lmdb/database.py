@@ -75,7 +75,7 @@ class Part:
         self._store = store
         self._name = name.encode()
         self._left = left
-        self._closed = False
+        self._closing: asyncio.Future[None] | None = None
 
     async def start(self, taken_over: Database | None = None) -> None:
         """Make it, with what that other database holds, unless it is there."""
@@ -146,12 +146,15 @@ class Part:
 
     async def close(self) -> None:
         """See the port."""
-        if not self._closed:
-            self._closed = True
-            with suppress(MooredError):
-                await self._store.update(lambda _: None)  # what was accepted comes before it
-            if self._left is not None:
-                await self._left()
+        if self._closing is None:
+            self._closing = asyncio.ensure_future(self._close())
+        await asyncio.shield(self._closing)
+
+    async def _close(self) -> None:
+        with suppress(MooredError):
+            await self._store.update(lambda _: None)  # what was accepted comes before it
+        if self._left is not None:
+            await self._left()
 
     def _root(self, records: Records) -> LmdbBucket:
         root = part_of(records, self._name)
@@ -160,7 +163,7 @@ class Part:
         return root
 
     def _check_open(self) -> None:
-        if self._closed:
+        if self._closing is not None:
             raise Unavailable(f"metadata store has stopped: {CLOSED}")
 
 

@@ -135,6 +135,19 @@ def test_store_is_open_while_any_of_its_databases_is(tmp_path: Path) -> None:
     asyncio.run(steps())
 
 
+def test_cancelled_close_goes_on(tmp_path: Path) -> None:
+    async def steps() -> None:
+        database = await opener_in(tmp_path).open(tmp_path / "a")
+        closing = asyncio.ensure_future(database.close())
+        await asyncio.sleep(0)
+        closing.cancel()
+        await database.close()
+        assert closing.cancelled()
+        await Store(tmp_path / "common", create=False).close()
+
+    asyncio.run(steps())
+
+
 def test_database_that_is_opened_while_the_last_one_closes_is_served(tmp_path: Path) -> None:
     async def steps() -> None:
         opener = opener_in(tmp_path)
