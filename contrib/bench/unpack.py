@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import os
 import random
 import tarfile
 import time
@@ -130,6 +131,7 @@ def unpack(running: Running, number: int, scale: float) -> Values:
     found: Values = {}
     for name in ("small", "files", "layers"):
         layers = shape(name, number, scale)
+        os.sync()  # nobody is to wait for what another one has left unwritten
         for half, client in (("import", _import(layers)), ("unpack", _unpack(f"{name}-{number}", layers))):
             began = time.perf_counter()
             run(running.address, [client], namespace=NAMESPACE, lease="bench")

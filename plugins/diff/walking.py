@@ -31,6 +31,7 @@ from moored.plugins.diff.compare.layer import Comparison, store_difference
 from moored.plugins.diff.decompress.decoders import Detected, Plain
 from moored.plugins.diff.decompress.pump import Pump
 from moored.plugins.diff.processors import chain, processed
+from moored.plugins.diff.stored import digest_of
 from moored.plugins.diff.syscalls import Syscalls
 from moored.plugins.diff.worker import Crew, Worker, settled
 
@@ -202,12 +203,15 @@ class WalkingDiffer:
         self, blob: Reader, file: int, target: Target, *, by_magic: bool, sync_fs: bool, lasts: bool
     ) -> _Found:
         """Let a process do all of it, from the blob's file on: what is small is done before two have come together."""
-        stored = {"magic": by_magic, "algorithm": blob.digest.algorithm, "max_bytes": self._budget.stream_bytes}
+        stored = {"magic": by_magic, "max_bytes": self._budget.stream_bytes}
         async with self._worker(target, {"sync": sync_fs, "stored": stored}, lasts, file) as process:
             process.end_input()
+            # meanwhile, for it has the file too
+            digest = await process.run(digest_of, file, blob.digest.algorithm)
+            await blob.close()
             report = await process.result()
         self._warn(report, str(blob.digest))
-        return _Found(report["stored_digest"], report["digest"], report["size"])
+        return _Found(digest, report["digest"], report["size"])
 
     async def _unpack_stream(
         self, stream: AsyncIterator[bytes], pump: Pump, target: Target, *, tiny: bool, sync_fs: bool, lasts: bool

@@ -1,9 +1,8 @@
 """What the process does that unpacks one layer.
 
 Task (JSON): root, lowers (null for a plain folder), userxattr, devices, sync, max_entries, max_bytes; the tar follows
-on descriptor 0. With `stored` (fd, magic, algorithm, max_bytes) it is in that file, plain or to be decompressed.
-Report: entries, bytes (logical size of all files), warnings, of a stored one also stored_digest, digest and size; or
-error and text.
+on descriptor 0. With `stored` (fd, magic, max_bytes) it is in that file, plain or to be decompressed.
+Report: entries, bytes (logical size of all files), warnings, of a stored one also digest and size; or error and text.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
 
-from moored.kernel.errors import DataLoss
 from moored.plugins.diff.apply.layer import Layer
 from moored.plugins.diff.child import lock_in, open_root
 from moored.plugins.diff.decompress import gzip as _gzip  # noqa: F401 - decoders are loaded before the root changes
@@ -22,16 +20,13 @@ from moored.plugins.diff.decompress import zstd as _zstd  # noqa: F401
 from moored.plugins.diff.decompress.decoders import Detected, Plain
 from moored.plugins.diff.decompress.pump import Pump
 from moored.plugins.diff.faults import text_of
+from moored.plugins.diff.stored import pieces_of
 from moored.plugins.diff.syscalls import Syscalls
 from moored.plugins.diff.tar.reader import Reader
 from moored.plugins.diff.tree import Tree
 
-PIECE = 256 << 10
-"""Bytes of a stored layer that are read at a time."""
-
-for _algorithm in ("sha256", "sha384", "sha512"):
-    # the first use of each may look for files, which must not be a stranger's
-    hashlib.new(_algorithm, b"")
+# the first use of a hash may look for files, which must not be a stranger's
+hashlib.sha256(b"")
 
 
 class _Pieces:
@@ -49,23 +44,14 @@ class _Pieces:
 
     @staticmethod
     def _given(pump: Pump, fd: int) -> Iterator[bytes]:
-        at = 0
-        while data := _read_at(fd, at):
-            at += len(data)
+        for data in pieces_of(fd):
             yield from pump.feed(data)
         yield from pump.finish()
 
 
-def _read_at(fd: int, at: int) -> bytes:
-    try:
-        return os.pread(fd, PIECE, at)
-    except OSError as fault:
-        raise DataLoss(f"the stored layer cannot be read: {os.strerror(fault.errno or 0).lower()}") from fault
-
-
 def _pump(stored: dict[str, Any]) -> Pump:
     decoder = Detected() if stored["magic"] else Plain()
-    return Pump(decoder, max_bytes=stored["max_bytes"], algorithm=stored["algorithm"])
+    return Pump(decoder, max_bytes=stored["max_bytes"])
 
 
 def work(task: dict[str, Any], syscalls: Syscalls) -> Iterator[dict[str, Any]]:
@@ -100,6 +86,6 @@ def work(task: dict[str, Any], syscalls: Syscalls) -> Iterator[dict[str, Any]]:
             syscalls.sync_file_system(root)
     report = {"entries": reader.entries, "bytes": reader.bytes, "warnings": layer.warnings}
     if pump is not None:
-        report |= {"stored_digest": pump.stored_digest, "digest": pump.digest, "size": pump.size}
+        report |= {"digest": pump.digest, "size": pump.size}
     yield report
     layer.write_out()

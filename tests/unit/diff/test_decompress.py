@@ -94,7 +94,7 @@ def test_pump_hashes_both_sides_and_stops_at_its_budget() -> None:
     assert b"".join((*pump.feed(GZIP[:100]), *pump.feed(GZIP[100:]), *pump.finish())) == DATA
     assert pump.digest == f"sha256:{hashlib.sha256(DATA).hexdigest()}"
     assert pump.stored_digest == f"sha512:{hashlib.sha512(GZIP).hexdigest()}"
-    assert (pump.size, pump.stored_size) == (len(DATA), len(GZIP))
+    assert pump.size == len(DATA)
     with pytest.raises(ResourceExhausted, match=f"over {len(DATA) - 1} bytes uncompressed"):
         list(Pump(Detected(), max_bytes=len(DATA) - 1).feed(GZIP))
     cut = Pump(Detected(), max_bytes=len(DATA))
