@@ -13,6 +13,7 @@ import os
 import struct
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -50,6 +51,8 @@ MAX_VALUE: Final = 255
 RESOLVE_NO_MAGICLINKS: Final = 0x02
 RESOLVE_BENEATH: Final = 0x08
 RESOLVE_IN_ROOT: Final = 0x10
+RESOLVE_CACHED: Final = 0x20
+"""EAGAIN where the disk would have to be looked at; Linux 5.12."""
 
 
 def created(kind: str, source: str, options: Sequence[str], attributes: int = 0) -> int:
@@ -124,9 +127,13 @@ def open_within(top: int, path: str, flags: int, resolve: int) -> int:
     return _call(f"path {path!r}", _OPENAT2, top, os.fsencode(path), how, len(how))
 
 
+@cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
+
+
 def _call(what: str, number: int, *arguments: int | bytes | None) -> int:
-    libc = ctypes.CDLL(None, use_errno=True)
-    result = int(libc.syscall(number, *arguments))
+    result = int(_libc().syscall(number, *arguments))
     if result < 0:
         error = ctypes.get_errno()
         raise OSError(error, f"{os.strerror(error)} ({what})")

@@ -9,12 +9,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
 import grpc.aio
+from contrib.bench.memory import family
 from google.protobuf import empty_pb2
 
 from moored.api.services.version.v1 import version_pb2
@@ -104,16 +105,6 @@ def running(peer: Peer, folder: Path) -> Iterator[Running]:
         process.terminate()
         process.wait(30)
         _await_end(children)
-
-
-def family(pid: int) -> list[int]:
-    """A process and all below it."""
-    found = [pid]
-    for one in found:
-        with suppress(OSError):
-            for task in Path(f"/proc/{one}/task").iterdir():
-                found += map(int, (task / "children").read_text().split())
-    return found
 
 
 def _await_end(pids: Sequence[int]) -> None:

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import statistics
 import sys
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
-from contrib.bench.peers import Peer, Running, family, running
+from contrib.bench.memory import peak_memory
+from contrib.bench.peers import Peer, Running, running
 
 Values: TypeAlias = dict[str, float]
 """Measurements by name; the name's end is the unit: `_s`, `_ms`, `_mb`, `_per_s`, `_mb_per_s`."""
-
-SAMPLE_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
@@ -76,30 +74,3 @@ def say(text: str) -> None:
     """Tell on standard error what is going on."""
     sys.stderr.write(f"{text}\n")
     sys.stderr.flush()
-
-
-@contextmanager
-def peak_memory(pid: int) -> Iterator[list[int]]:
-    """Watch a process and its children for the block; the list's one value is the most that was resident, bytes."""
-    peak = [0]
-    stop = threading.Event()
-
-    def watch() -> None:
-        while True:
-            peak[0] = max(peak[0], sum(map(_resident, family(pid))))
-            if stop.wait(SAMPLE_SECONDS):
-                return
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield peak
-    finally:
-        stop.set()
-        thread.join()
-
-
-def _resident(pid: int) -> int:
-    with suppress(OSError, IndexError):
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096
-    return 0

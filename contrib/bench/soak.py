@@ -21,7 +21,8 @@ from pathlib import Path
 
 from contrib.bench import containers as steps
 from contrib.bench.http2 import CallFailed, Client, Link
-from contrib.bench.peers import Running, family, memory_mb, moored, running
+from contrib.bench.memory import family
+from contrib.bench.peers import Running, memory_mb, moored, running
 from contrib.bench.rounds import say
 
 GROWTH = {"private_mb": 6.0, "descriptors": 8, "threads": 12}

@@ -29,6 +29,7 @@ from moored.kernel.errors import (
     PermissionDenied,
     ResourceExhausted,
 )
+from moored.plugins.content.local.blobs import Blobs
 from moored.plugins.content.local.store import LocalContentStore, open_store
 from unit.content.opened import with_store
 
@@ -464,8 +465,13 @@ def open_files() -> list[str]:
     return sorted(fd.name for fd in Path("/proc/self/fd").iterdir())
 
 
-def test_calls_that_fail_or_are_cancelled_leak_no_descriptors(tmp_path: Path) -> None:
+@pytest.mark.parametrize("cached", [True, False], ids=["memory", "disk"])
+def test_calls_that_fail_or_are_cancelled_leak_no_descriptors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cached: bool
+) -> None:
     data = pattern(300_000)
+    if not cached:
+        monkeypatch.setattr(Blobs, "open_cached", lambda *_: None)
 
     async def rounds(store: LocalContentStore, count: int) -> None:
         for number in range(count):
@@ -476,7 +482,9 @@ def test_calls_that_fail_or_are_cancelled_leak_no_descriptors(tmp_path: Path) ->
             reading = asyncio.ensure_future(store.reader(digest_of(data)))
             await asyncio.sleep(0)
             reading.cancel()
-            await asyncio.gather(reading, return_exceptions=True)
+            (found,) = await asyncio.gather(reading, return_exceptions=True)
+            if not isinstance(found, BaseException):
+                await found.close()
             await fails_with(DataLoss, store.reader(digest_of(data), 1))
             async with await store.writer("ref") as writer:
                 await writer.write(data)

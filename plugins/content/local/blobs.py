@@ -1,4 +1,4 @@
-"""The blobs on disk; every call blocks. One file a blob, `blobs/ALGORITHM/HEX`, complete before it gets its name.
+"""The blobs on disk; all calls but one block. One file a blob, `blobs/ALGORITHM/HEX`, complete before it gets its name.
 
 Errors are those of the port.
 """
@@ -13,10 +13,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 
 from moored.kernel.errors import AlreadyExists, DataLoss, FailedPrecondition, NotFound
+from moored.kernel.mountfds import RESOLVE_CACHED, open_within
 from moored.kernel.ports.content import ALGORITHMS, MAX_CHUNK, Digest, Info, digest_fault
 from moored.kernel.workers import Stop
 from moored.plugins.content.local.faults import Unsafe, about, port_error
-from moored.plugins.content.local.layout import folder, open_file, open_folder
+from moored.plugins.content.local.layout import SAFELY, folder, open_file, open_folder
 
 
 class Blobs:
@@ -56,6 +57,21 @@ class Blobs:
                     raise DataLoss(f"content {digest} is no regular file") from error
                 raise
             return fd, os.fstat(fd).st_size
+
+    def open_cached(self, digest: Digest) -> tuple[int, int] | None:
+        """Do as `open` if that needs no look at a disk, and so without blocking; None where it does, or fails."""
+        parent = self._folders.get(digest.algorithm)
+        if parent is None:
+            return None
+        try:
+            fd = open_within(parent, digest.encoded, os.O_RDONLY | SAFELY, RESOLVE_CACHED)
+        except OSError:
+            return None
+        found = os.fstat(fd)
+        if stat.S_ISREG(found.st_mode):
+            return fd, found.st_size
+        os.close(fd)
+        return None
 
     def delete(self, digest: Digest) -> None:
         """See the port; what is no file goes too, unless it is a folder."""

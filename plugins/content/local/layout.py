@@ -31,7 +31,8 @@ FOLDER_MODE: Final = 0o755
 BLOB_MODE: Final = 0o444
 _FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # O_NONBLOCK: opening a fifo that somebody put there must not wait for its other end.
-_FILE: Final = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+SAFELY: Final = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+"""How a file is opened: without following a link, or waiting for what is none."""
 
 _STAMP: Final = re.compile(
     r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(?:Z|([+-])(\d\d):(\d\d))", re.ASCII | re.IGNORECASE
@@ -109,7 +110,7 @@ def open_folder(parent: int, name: str) -> int:
 
 def open_file(parent: int, name: str, flags: int) -> int:
     """Open a regular file without following links or waiting. Raises FailedPrecondition for all else, OSError."""
-    fd = os.open(name, flags | _FILE, 0o644, dir_fd=parent)
+    fd = os.open(name, flags | SAFELY, 0o644, dir_fd=parent)
     if stat.S_ISREG(os.fstat(fd).st_mode):
         return fd
     os.close(fd)
@@ -154,7 +155,7 @@ def new_small(parent: int, name: str, data: bytes) -> None:
 
     Raises OSError, FileExistsError if it is there.
     """
-    fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FILE, 0o644, dir_fd=parent)
+    fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | SAFELY, 0o644, dir_fd=parent)
     try:
         while data:
             data = data[os.write(fd, data) :]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Final
 
 from moored.kernel.closing import Closing
@@ -36,6 +37,14 @@ class LocalReader(Closing):
         """Read all of a small blob now, on the thread that has opened it: reading it later costs no other turn."""
         if self._size <= SMALL:
             self._whole = self._read(0, self._size)
+
+    def take_cached(self) -> None:
+        """Do so if all of it is in memory, without blocking."""
+        if self._size <= SMALL:
+            data = bytearray(self._size)
+            with suppress(OSError):  # it is not, or the file system cannot tell
+                if os.preadv(self._fd, [data], 0, os.RWF_NOWAIT) == self._size:
+                    self._whole = bytes(data)
 
     @property
     def digest(self) -> Digest:

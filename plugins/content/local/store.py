@@ -126,15 +126,19 @@ class LocalContentStore:
         good = Digest(digest)
         made: list[LocalReader] = []
 
-        def work() -> None:
-            fd, have = self._blobs.open(good)
+        def take(opened: tuple[int, int]) -> LocalReader:
+            fd, have = opened
             made.append(LocalReader(self._workers, good, fd, have, self._readers.discard))
             if size not in (None, have):
                 raise DataLoss(f"content {good} has {have} bytes, {size} wanted")
-            made[0].take_small()
+            return made[0]
 
+        cached = self._blobs.open_cached(good)
         try:
-            await self._workers.run(work)
+            if cached is not None:
+                take(cached).take_cached()
+            else:
+                await self._workers.run(lambda: take(self._blobs.open(good)).take_small())
         except BaseException:
             for reader in made:
                 await reader.close()

@@ -15,6 +15,7 @@ from moored.kernel.conformance import fails_with
 from moored.kernel.conformance.content import digest_of, get, put
 from moored.kernel.errors import AlreadyExists, DataLoss, FailedPrecondition, NotFound, Unavailable
 from moored.kernel.ports.content import Status
+from moored.plugins.content.local.blobs import Blobs
 from moored.plugins.content.local.layout import Layout, read_stamp, stamp
 from moored.plugins.content.local.reader import SMALL
 from moored.plugins.content.local.store import LocalContentStore
@@ -464,6 +465,41 @@ def test_small_blob_is_read_when_it_is_opened(root: Path, blob: Path) -> None:
             assert [chunk async for chunk in reader.chunks(10)] == []
         with pytest.raises(FailedPrecondition):
             await reader.read_at(0)
+
+    with_store(root, run)
+
+
+def test_blob_in_memory_is_opened_without_a_thread(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run(store: LocalContentStore) -> None:
+        digests = [await put(store, data) for data in (DATA, bytes(SMALL + 1), b"")]
+        monkeypatch.delattr(Blobs, "open")
+        for digest, size in zip(digests, (len(DATA), SMALL + 1, 0), strict=True):
+            async with await store.reader(digest, size) as reader:
+                assert [len(chunk) async for chunk in reader.chunks()] == [size] * bool(size)
+        await fails_with(DataLoss, store.reader(digests[0], 9), f"content {digests[0]} has 10 bytes, 9 wanted")
+
+    with_store(root, run)
+
+
+def test_blob_that_is_not_in_memory_is_read_from_the_disk(root: Path, blob: Path) -> None:
+    async def run(store: LocalContentStore) -> None:
+        assert await get(store, digest_of(DATA)) == DATA  # opens the folder
+        with blob.open("rb") as file:
+            os.fsync(file)
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        assert await get(store, digest_of(DATA)) == DATA
+
+    with_store(root, run)
+
+
+@pytest.mark.parametrize("kind", [Path.mkdir, os.mkfifo, lambda blob: blob.symlink_to("else")])
+def test_what_is_no_file_is_refused_by_an_open_store(root: Path, blob: Path, kind: Callable[[Path], None]) -> None:
+    async def run(store: LocalContentStore) -> None:
+        digest = digest_of(DATA)
+        assert await get(store, digest) == DATA
+        shutil.move(blob, root)
+        kind(blob)
+        await fails_with(DataLoss, store.reader(digest), f"content {digest} is no regular file")
 
     with_store(root, run)
 
