@@ -204,12 +204,18 @@ class WalkingDiffer:
     ) -> _Found:
         """Let a process do all of it, from the blob's file on: what is small is done before two have come together."""
         stored = {"magic": by_magic, "max_bytes": self._budget.stream_bytes}
-        async with self._worker(target, {"sync": sync_fs, "stored": stored}, lasts, file) as process:
-            process.end_input()
-            # meanwhile, for it has the file too
-            digest = await process.run(digest_of, file, blob.digest.algorithm)
-            await blob.close()
-            report = await process.result()
+        # begun first: the process that is woken gets this one's core
+        hashing = asyncio.get_running_loop().run_in_executor(None, digest_of, file, blob.digest.algorithm)
+        try:
+            async with self._worker(target, {"sync": sync_fs, "stored": stored}, lasts, file) as process:
+                process.end_input()
+                digest = await asyncio.shield(hashing)
+                # the process has the file too
+                await blob.close()
+                report = await process.result()
+        finally:
+            await settled(hashing)
+            hashing.exception()  # taken, where another error came before it
         self._warn(report, str(blob.digest))
         return _Found(digest, report["digest"], report["size"])
 

@@ -11,10 +11,7 @@ import structlog
 
 from moored.kernel.conformance.content import Check, checks
 from moored.plugins.content.local.store import open_store
-
-
-def open_files() -> list[str]:
-    return sorted(fd.name for fd in Path("/proc/self/fd").iterdir())
+from unit.descriptors import none_left_open
 
 
 @pytest.mark.parametrize("check", checks(), ids=lambda check: check.__name__.removeprefix("check_"))
@@ -23,7 +20,7 @@ def test_local_store(check: Check, tmp_path: Path) -> None:
         async with open_store(tmp_path / "content", structlog.get_logger()) as store:
             await check(store)
 
-    fds, threads = open_files(), threading.active_count()
-    asyncio.run(run())
-    assert open_files() == fds
+    threads = threading.active_count()
+    with none_left_open():
+        asyncio.run(run())
     assert threading.active_count() <= threads  # of an earlier test one may end meanwhile

@@ -13,6 +13,7 @@ import structlog
 from moored.kernel.conformance.diff import Check, Stage, checks
 from moored.plugins.content.local.store import open_store
 from moored.plugins.diff.walking import WalkingDiffer
+from unit.descriptors import none_left_open
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="changes owners and mounts")]
 
@@ -26,9 +27,8 @@ def test_walking_differ(check: Check, tmp_path: Path) -> None:
             await check(Stage(WalkingDiffer(store, structlog.get_logger()), store, stage))
             assert len(asyncio.all_tasks()) == 1
 
-    fds = len(list(Path("/proc/self/fd").iterdir()))
-    asyncio.run(run())
-    assert len(list(Path("/proc/self/fd").iterdir())) <= fds
+    with none_left_open():
+        asyncio.run(run())
     # the loop's own threads that wait for a process may just be ending
     assert [one.name for one in threading.enumerate() if one.name.startswith("layer")] == []
     assert str(tmp_path) not in Path("/proc/self/mountinfo").read_text()

@@ -31,7 +31,7 @@ from moored.kernel.ports.diff import LAYER, LAYER_GZIP, LAYER_ZSTD, Budget
 from moored.kernel.ports.images import Descriptor
 from moored.plugins.diff.syscalls import Syscalls
 from moored.plugins.diff.tree import Tree, remove
-from moored.plugins.diff.walking import APPLY_MODULE
+from moored.plugins.diff.walking import APPLY_MODULE, SMALL, TINY
 from moored.plugins.diff.worker import Crew
 from unit.diff.world import (
     END,
@@ -369,8 +369,9 @@ def test_full_disk_is_said(tmp_path: Path) -> None:
         subprocess.run(["umount", small], check=True)
 
 
-def test_blob_with_other_bytes_than_its_digest_is_found(tmp_path: Path) -> None:
-    data = file(b"f", b"good") + END
+@pytest.mark.parametrize("size", [0, TINY, SMALL], ids=["tiny", "small", "large"])
+def test_blob_with_other_bytes_than_its_digest_is_found(tmp_path: Path, size: int) -> None:
+    data = file(b"f", b"good") + file(b"more", bytes(size)) + END
 
     async def go() -> None:
         async with staged(tmp_path) as stage:
@@ -406,8 +407,9 @@ def test_killed_worker_is_an_error(tmp_path: Path) -> None:
     done(go())
 
 
-def test_cancelled_apply_ends_its_worker_even_a_stopped_one(tmp_path: Path) -> None:
-    layer = b"".join(file(b"%d" % number, bytes(20_000)) for number in range(3000))
+@pytest.mark.parametrize(("files", "size"), [(3000, 20_000), (2000, 0)], ids=["large", "small"])
+def test_cancelled_apply_ends_its_worker_even_a_stopped_one(tmp_path: Path, files: int, size: int) -> None:
+    layer = b"".join(file(b"%d" % number, bytes(size)) for number in range(files))
 
     async def go() -> None:
         async with staged(tmp_path) as stage:

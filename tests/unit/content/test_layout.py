@@ -20,6 +20,7 @@ from moored.plugins.content.local.layout import Layout, read_stamp, stamp
 from moored.plugins.content.local.reader import SMALL
 from moored.plugins.content.local.store import LocalContentStore
 from unit.content.opened import with_store
+from unit.descriptors import none_left_open
 
 REF = "default/1/layer"
 FOLDER = hashlib.sha256(REF.encode()).hexdigest()
@@ -523,10 +524,9 @@ def test_closing_the_store_keeps_open_ingests_and_frees_readers(root: Path, blob
         await writer.write(DATA)
         await store.reader(digest_of(DATA))
 
-    before = len(list(Path("/proc/self/fd").iterdir()))
-    with_store(root, run)
+    with none_left_open():
+        with_store(root, run)
 
-    assert len(list(Path("/proc/self/fd").iterdir())) == before
     assert offset_on_resume(root) == 10
 
 

@@ -22,6 +22,7 @@ from moored.plugins.content.local.store import open_store
 from moored.plugins.diff.tar.header import BLOCK, FIELDS, REGULAR, checksum
 from moored.plugins.diff.walking import WalkingDiffer
 from moored.plugins.diff.zygote import NAME
+from unit.descriptors import none_left_open
 
 R = TypeVar("R")
 
@@ -211,7 +212,5 @@ def done(work: Coroutine[Any, Any, R]) -> R:
         assert asyncio.all_tasks() == {asyncio.current_task()}
         return result
 
-    fds = len(list(Path("/proc/self/fd").iterdir()))
-    result = asyncio.run(main())
-    assert len(list(Path("/proc/self/fd").iterdir())) == fds
-    return result
+    with none_left_open():
+        return asyncio.run(main())

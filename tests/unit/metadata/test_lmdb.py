@@ -41,6 +41,7 @@ from moored.plugins.metadata.lmdb.layout import (
     VALUE_TAG,
 )
 from moored.plugins.metadata.lmdb.records import Records
+from unit.descriptors import none_left_open
 
 LIMIT = 8 << 20
 
@@ -142,10 +143,9 @@ def test_second_opener_is_told_the_first(tmp_path: Path) -> None:
 
 def test_failed_opening_leaves_no_lock_and_no_descriptor(tmp_path: Path) -> None:
     made(tmp_path / "db").write_bytes(b"")
-    before = len(list(Path("/proc/self/fd").iterdir()))
-    for _ in range(3):
-        refuses(DataLoss, lambda: LmdbDatabase.opened(tmp_path / "db"))
-    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    with none_left_open():
+        for _ in range(3):
+            refuses(DataLoss, lambda: LmdbDatabase.opened(tmp_path / "db"))
 
 
 def test_missing_store_is_created_only_if_wanted(tmp_path: Path) -> None:

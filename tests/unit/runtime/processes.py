@@ -9,22 +9,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from moored.plugins.runtime.shim.loop import ExitStatus, Future, Loop
+from unit.descriptors import descriptors
 
 T = TypeVar("T")
 
 PATIENCE = 20.0
 """Seconds after which a test fails that waits in vain."""
-
-
-def descriptors() -> dict[str, str]:
-    """Give the open descriptors of this process and what they are."""
-    found: dict[str, str] = {}
-    for entry in Path("/proc/self/fd").iterdir():
-        try:
-            found[entry.name] = str(entry.readlink())
-        except FileNotFoundError:  # the one that lists
-            continue
-    return found
 
 
 @contextmanager

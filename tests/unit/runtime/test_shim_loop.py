@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 
 from moored.plugins.runtime.shim.loop import Lock, Loop, Stopped
+from unit.descriptors import none_left_open
 
 
 @pytest.fixture
 def loop() -> Generator[Loop]:
-    before = len(list(Path("/proc/self/fd").iterdir()))
-    made = Loop()
-    yield made
-    made.close()
-    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    with none_left_open():
+        made = Loop()
+        yield made
+        made.close()
 
 
 def start(script: str) -> int:

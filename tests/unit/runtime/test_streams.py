@@ -12,7 +12,8 @@ from moored.plugins.runtime.shim import stdio
 from moored.plugins.runtime.shim.loop import Loop
 from moored.plugins.runtime.shim.settling import settle
 from moored.plugins.runtime.shim.stdio import Stdio, Streams, open_streams
-from unit.runtime.processes import Client, clean_loop, descriptors, run, shell, spawn, until
+from unit.descriptors import descriptors
+from unit.runtime.processes import Client, clean_loop, run, shell, spawn, until
 
 MEGABYTE = 1 << 20
 

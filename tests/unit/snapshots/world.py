@@ -23,6 +23,7 @@ from moored.plugins.snapshots.layers import Layers
 from moored.plugins.snapshots.native.layers import NativeLayers
 from moored.plugins.snapshots.overlayfs.layers import Options, OverlayLayers
 from moored.plugins.snapshots.snapshotter import RecordedSnapshotter, open_snapshotter
+from unit.descriptors import descriptors
 
 KINDS = ("native", "overlayfs", "btrfs", "blockfile")
 LOG = structlog.get_logger()
@@ -110,13 +111,7 @@ def nothing_left() -> Generator[None]:
     assert {key: after[key] - before[key] for key in after} == {key: set() for key in after}
 
 
-def _descriptors() -> Generator[str]:
-    for one in Path("/proc/self/fd").iterdir():
-        with suppress(FileNotFoundError):  # that of the listing itself
-            yield f"{one.name} {one.readlink()}"
-
-
-def _things() -> dict[str, set[str]]:
+def _things() -> dict[str, set[object]]:
     mounts = {line.split(" ")[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()}
     here = os.getpid()
     return {
@@ -126,7 +121,7 @@ def _things() -> dict[str, set[str]]:
             for backing in Path("/sys/block").glob("loop*/loop/backing_file")
             if "pytest" in backing.read_text()
         },
-        "descriptors": set(_descriptors()),
+        "descriptors": set(descriptors().items()),
         "children": set(Path(f"/proc/self/task/{here}/children").read_text().split()),
     }
 
