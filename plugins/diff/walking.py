@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from structlog.typing import FilteringBoundLogger
 
-from moored.kernel.errors import DataLoss, DeadlineExceeded, FailedPrecondition, Unknown
+from moored.kernel.errors import DataLoss, DeadlineExceeded, FailedPrecondition, Internal, Unknown
 from moored.kernel.mounts import mounted
 from moored.kernel.ports.content import ContentStore, Reader
 from moored.kernel.ports.daemon import StreamProcessor
@@ -205,17 +205,14 @@ class WalkingDiffer:
         """Let a process do all of it, from the blob's file on: what is small is done before two have come together."""
         stored = {"magic": by_magic, "max_bytes": self._budget.stream_bytes}
         # begun first: the process that is woken gets this one's core
-        hashing = asyncio.get_running_loop().run_in_executor(None, digest_of, file, blob.digest.algorithm)
-        try:
-            async with self._worker(target, {"sync": sync_fs, "stored": stored}, lasts, file) as process:
-                process.end_input()
+        hashing = _hashing(file, blob.digest.algorithm)
+        async with self._worker(target, {"sync": sync_fs, "stored": stored}, lasts, file) as process:
+            process.end_input()
+            async with self._patience():
                 digest = await asyncio.shield(hashing)
-                # the process has the file too
-                await blob.close()
-                report = await process.result()
-        finally:
-            await settled(hashing)
-            hashing.exception()  # taken, where another error came before it
+            # the process has the file too
+            await blob.close()
+            report = await process.result()
         self._warn(report, str(blob.digest))
         return _Found(digest, report["digest"], report["size"])
 
@@ -248,17 +245,23 @@ class WalkingDiffer:
             self._log.warning(warning, digest=digest)
 
     async def _steady(self, stream: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
-        """The same data; raises DeadlineExceeded when none comes for too long (a hung program or disk)."""
-        stall = self._crew.stall
+        """The same data; raises DeadlineExceeded when none comes for too long."""
         while True:
-            try:
-                async with asyncio.timeout(stall):
-                    data = await anext(stream, None)
-            except TimeoutError:
-                raise DeadlineExceeded(f"no data of the layer came for {stall:g}s") from None
+            async with self._patience():
+                data = await anext(stream, None)
             if data is None:
                 return
             yield data
+
+    @asynccontextmanager
+    async def _patience(self) -> AsyncGenerator[None]:
+        """Wait in the block for the layer's data, but no longer than for a program or disk that hangs."""
+        stall = self._crew.stall
+        try:
+            async with asyncio.timeout(stall):
+                yield
+        except TimeoutError:
+            raise DeadlineExceeded(f"no data of the layer came for {stall:g}s") from None
 
     # --- compare ------------------------------------------------------------------------------------------------------
 
@@ -315,6 +318,25 @@ async def _written_early(folder: str) -> AsyncGenerator[None]:
             await settled(syncing)
     if syncing is not None:
         await syncing
+
+
+def _hashing(file: int, algorithm: str) -> asyncio.Future[str]:
+    """Hash an open file in a thread, with a descriptor of its own: nobody has to wait for it. Raises Internal."""
+    try:
+        own = os.dup(file)
+    except OSError as error:
+        raise Internal(f"cannot read the stored layer: {error.strerror}") from error
+
+    def hashed() -> str:
+        try:
+            return digest_of(own, algorithm)
+        finally:
+            os.close(own)
+
+    future = asyncio.get_running_loop().run_in_executor(None, hashed)
+    # told to nobody, where another error came before
+    future.add_done_callback(lambda done: done.cancelled() or done.exception())
+    return future
 
 
 def _sync(folder: str) -> None:

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -21,8 +22,10 @@ from moored.kernel.errors import DeadlineExceeded, Unavailable
 from moored.kernel.ports.daemon import StreamProcessor
 from moored.kernel.ports.diff import LAYER
 from moored.kernel.ports.images import Descriptor
-from moored.plugins.diff import worker
+from moored.plugins.diff import walking, worker
 from moored.plugins.diff.reports import LENGTH, MAX_REPORT, packed
+from moored.plugins.diff.stored import digest_of
+from moored.plugins.diff.walking import TINY
 from moored.plugins.diff.worker import Crew
 from unit.diff.world import END, as_root, children, done, file, names, staged, until
 from unit.snapshots.world import image
@@ -101,6 +104,38 @@ def test_process_that_has_all_its_input_and_does_not_end_is_killed(tmp_path: Pat
             error = await fails_with(DeadlineExceeded, one.result())
         assert error.text == "the worker process did not end within 0.4s"
         assert children() == []
+
+    done(go())
+
+
+@pytest.mark.parametrize("cancelled", [True, False], ids=["cancelled", "waited for"])
+def test_stored_layer_that_cannot_be_hashed_in_time_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cancelled: bool
+) -> None:
+    hangs, reading = threading.Event(), threading.Event()
+
+    def hung(fd: int, algorithm: str) -> str:
+        reading.set()
+        hangs.wait(20)
+        return digest_of(fd, algorithm)
+
+    async def go() -> None:
+        async with crew_of(tmp_path, 1, STALL) as (stage, _):
+            blob = await stage.put(file(b"f", bytes(TINY)) + END)
+            with monkeypatch.context() as patched:
+                patched.setattr(walking, "digest_of", hung)
+                call = asyncio.ensure_future(stage.differ.apply(blob, bind(stage.new_folder("root"))))
+                if cancelled:
+                    await until(reading.is_set)
+                    call.cancel()
+                    await asyncio.wait([call], timeout=5)
+                    assert call.cancelled()
+                else:
+                    error = await fails_with(DeadlineExceeded, call)
+                    assert error.text == "no data of the layer came for 0.4s"
+            assert children() == []
+            hangs.set()
+            await stage.differ.apply(blob, bind(stage.new_folder("again")))
 
     done(go())
 
