@@ -15,6 +15,7 @@ from typing import Final
 
 from moored.kernel.errors import InvalidArgument
 from moored.kernel.idmaps import user_namespace
+from moored.kernel.libc import libc
 from moored.kernel.loops import loop_device
 from moored.kernel.mountfds import (
     ATTR_ATIME,
@@ -356,9 +357,8 @@ def _attributes(flags: int) -> int:
 
 
 def _mount(source: str, target: str, kind: str, flags: int, data: str) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
     call = (os.fsencode(source), os.fsencode(target), kind.encode(), ctypes.c_ulong(flags), os.fsencode(data))
-    if libc.mount(*call) < 0:
+    if libc().mount(*call) < 0:
         error = ctypes.get_errno()
         raise OSError(error, f"{os.strerror(error)} (mount of {kind or 'flags'} {source!r}, options {data[:200]!r})")
 
@@ -379,8 +379,7 @@ def _from_folder(folder: str, call: Callable[[], None], apart: int = 0) -> None:
 
 
 def _call_in(folder: str, call: Callable[[], None], apart: int, faults: list[Exception]) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.unshare(_CLONE_FS | apart) < 0:
+    if libc().unshare(_CLONE_FS | apart) < 0:
         error = ctypes.get_errno()
         faults.append(OSError(error, f"{os.strerror(error)} (unshare)"))
         return
@@ -427,8 +426,7 @@ def _below(target: Path, path: str) -> Generator[str]:
 
 def unmount(target: Path, *, lazy: bool = False) -> None:
     """Unmount what is on top of `target`, which may not be a symbolic link. Raises OSError, EINVAL if nothing is."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.umount2(os.fsencode(target), NOFOLLOW | (DETACH if lazy else 0)) < 0:
+    if libc().umount2(os.fsencode(target), NOFOLLOW | (DETACH if lazy else 0)) < 0:
         error = ctypes.get_errno()
         raise OSError(error, f"{os.strerror(error)} (unmount of {str(target)!r})")
 

@@ -17,8 +17,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
+from moored.kernel.libc import libc
 from moored.kernel.workers import Stop
-from moored.plugins.snapshots.tree import FOLDER, Descent, libc, sync_filesystem
+from moored.plugins.snapshots.tree import FOLDER, Descent, sync_filesystem
 
 MOST: Final = 64
 """Files and folders that are made durable by themselves; each is open for a while."""

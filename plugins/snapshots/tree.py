@@ -7,10 +7,10 @@ import errno
 import os
 import stat
 from contextlib import suppress
-from functools import cache
 from types import TracebackType
 from typing import Final, Self
 
+from moored.kernel.libc import libc
 from moored.kernel.ports.snapshots import Usage
 from moored.kernel.workers import Stop
 
@@ -25,12 +25,6 @@ FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 class _How(ctypes.Structure):
     _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
-
-
-@cache
-def libc() -> ctypes.CDLL:
-    """Give the C library, loaded once; ctypes keeps the error number."""
-    return ctypes.CDLL(None, use_errno=True)
 
 
 def open_folder(name: str, parent: int) -> int:

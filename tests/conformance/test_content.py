@@ -11,7 +11,7 @@ import structlog
 
 from moored.kernel.conformance.content import Check, checks
 from moored.plugins.content.local.store import open_store
-from unit.descriptors import none_left_open
+from unit.descriptors import descriptors
 
 
 @pytest.mark.parametrize("check", checks(), ids=lambda check: check.__name__.removeprefix("check_"))
@@ -20,7 +20,7 @@ def test_local_store(check: Check, tmp_path: Path) -> None:
         async with open_store(tmp_path / "content", structlog.get_logger()) as store:
             await check(store)
 
-    threads = threading.active_count()
-    with none_left_open():
-        asyncio.run(run())
+    fds, threads = descriptors(), threading.active_count()
+    asyncio.run(run())
+    assert descriptors() == fds
     assert threading.active_count() <= threads  # of an earlier test one may end meanwhile

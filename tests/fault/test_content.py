@@ -32,6 +32,7 @@ from moored.kernel.errors import (
 from moored.plugins.content.local.blobs import Blobs
 from moored.plugins.content.local.store import LocalContentStore, open_store
 from unit.content.opened import with_store
+from unit.descriptors import descriptors
 
 MODULES = str(Path(__file__).parents[2] / "contrib" / "dev")
 LOAD = str(Path(__file__).with_name("content_load.py"))
@@ -461,10 +462,6 @@ async def _state(store: LocalContentStore, root: Path) -> str:
 # --- leaks ------------------------------------------------------------------------------------------------------------
 
 
-def open_files() -> list[str]:
-    return sorted(fd.name for fd in Path("/proc/self/fd").iterdir())
-
-
 @pytest.mark.parametrize("cached", [True, False], ids=["memory", "disk"])
 def test_calls_that_fail_or_are_cancelled_leak_no_descriptors(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cached: bool
@@ -495,8 +492,8 @@ def test_calls_that_fail_or_are_cancelled_leak_no_descriptors(
         async with open_store(tmp_path / "content", structlog.get_logger(), 4) as store:
             await put(store, data)
             await rounds(store, 3)
-            before = open_files()
+            before = descriptors()
             await rounds(store, 30)
-            assert open_files() == before
+            assert descriptors() == before
 
     asyncio.run(run())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from pathlib import Path
 
 import pytest
 from aiohttp import web
@@ -22,6 +21,7 @@ from moored.kernel.errors import (
     Unknown,
 )
 from registries import QUICK, client, fetched
+from unit.descriptors import none_left_open
 
 # --- HTTP that is none --------------------------------------------------------------------------------------------
 
@@ -232,26 +232,21 @@ async def test_secrets_are_in_no_error_and_no_log(caplog: pytest.LogCaptureFixtu
     assert not any(secret in said for secret in SECRETS)
 
 
-def open_files() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
-
-
 @on_loop
 async def test_many_pulls_of_a_hostile_registry_leave_no_connection() -> None:
     async def speak(_head: bytes, _reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
         await server.flood(writer, b"10000\r\n" + bytes(65536) + b"\r\n", 1 << 40)
 
-    before = open_files()
-    async with speaking(speak) as server:
-        for _ in range(20):
-            async with client(f"{server.place}/a:one", server.host) as registry:
-                with pytest.raises(FailedPrecondition):
-                    await fetched(registry, LAYER)
-        async with asyncio.timeout(5):
-            while server.tasks:
-                await asyncio.sleep(0.01)
-    assert open_files() <= before
+    with none_left_open():
+        async with speaking(speak) as server:
+            for _ in range(20):
+                async with client(f"{server.place}/a:one", server.host) as registry:
+                    with pytest.raises(FailedPrecondition):
+                        await fetched(registry, LAYER)
+            async with asyncio.timeout(5):
+                while server.tasks:
+                    await asyncio.sleep(0.01)
 
 
 async def _cancel(registry: Registry) -> None:

@@ -20,7 +20,7 @@ def descriptors() -> dict[str, str]:
 
 @contextmanager
 def none_left_open() -> Generator[None]:
-    """Fail if the block opens what it does not close; what others close meanwhile is no matter."""
+    """Fail if the block opens what it does not close, where what earlier tests have left may be closed meanwhile."""
     before = descriptors()
     yield
     assert {fd: what for fd, what in descriptors().items() if before.get(fd) != what} == {}

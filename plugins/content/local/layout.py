@@ -30,9 +30,8 @@ from moored.plugins.content.local.faults import about
 FOLDER_MODE: Final = 0o755
 BLOB_MODE: Final = 0o444
 _FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-# O_NONBLOCK: opening a fifo that somebody put there must not wait for its other end.
 SAFELY: Final = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-"""How a file is opened: without following a link, or waiting for what is none."""
+"""How a file is opened: without following a link, or waiting for the other end of a fifo that somebody put there."""
 
 _STAMP: Final = re.compile(
     r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(?:Z|([+-])(\d\d):(\d\d))", re.ASCII | re.IGNORECASE

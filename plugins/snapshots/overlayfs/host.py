@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from moored.kernel.libc import libc
 from moored.kernel.plugin import Skip
 from moored.kernel.ports.snapshots import REBASE, REMAP_IDS
 from moored.kernel.workers import Stop
@@ -74,8 +75,7 @@ def _fault(fd: int, options: Sequence[str]) -> int | None:
 
     ENOSYS on kernels before 5.2, which cannot tell.
     """
-    libc = ctypes.CDLL(None, use_errno=True)
-    context = int(libc.syscall(_FSOPEN, b"overlay", 1))
+    context = int(libc().syscall(_FSOPEN, b"overlay", 1))
     if context < 0:
         return ctypes.get_errno()
     place = f"/proc/self/fd/{fd}"
@@ -90,7 +90,7 @@ def _fault(fd: int, options: Sequence[str]) -> int | None:
         ]
         calls += [(_SET_FLAG, option.encode(), None) for option in options]
         for command, key, value in (*calls, (_CREATE, None, None)):
-            if libc.syscall(_FSCONFIG, context, command, key, value, 0) < 0:
+            if libc().syscall(_FSCONFIG, context, command, key, value, 0) < 0:
                 return ctypes.get_errno()
         return None
     finally:
@@ -99,11 +99,10 @@ def _fault(fd: int, options: Sequence[str]) -> int | None:
 
 def _tells_types(fd: int) -> bool:
     """Whether listings tell the kind of each entry, which overlayfs needs to see whiteouts."""
-    libc = ctypes.CDLL(None, use_errno=True)
     buffer = ctypes.create_string_buffer(4096)
     listing = os.open(".", FOLDER, dir_fd=fd)
     try:
-        size = int(libc.syscall(_GETDENTS64, listing, buffer, len(buffer)))
+        size = int(libc().syscall(_GETDENTS64, listing, buffer, len(buffer)))
     finally:
         os.close(listing)
     if size < 0:

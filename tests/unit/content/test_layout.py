@@ -20,7 +20,7 @@ from moored.plugins.content.local.layout import Layout, read_stamp, stamp
 from moored.plugins.content.local.reader import SMALL
 from moored.plugins.content.local.store import LocalContentStore
 from unit.content.opened import with_store
-from unit.descriptors import none_left_open
+from unit.descriptors import descriptors
 
 REF = "default/1/layer"
 FOLDER = hashlib.sha256(REF.encode()).hexdigest()
@@ -524,9 +524,10 @@ def test_closing_the_store_keeps_open_ingests_and_frees_readers(root: Path, blob
         await writer.write(DATA)
         await store.reader(digest_of(DATA))
 
-    with none_left_open():
-        with_store(root, run)
+    before = descriptors()
+    with_store(root, run)
 
+    assert descriptors() == before
     assert offset_on_resume(root) == 10
 
 

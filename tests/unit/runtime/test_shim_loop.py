@@ -8,15 +8,16 @@ from pathlib import Path
 import pytest
 
 from moored.plugins.runtime.shim.loop import Lock, Loop, Stopped
-from unit.descriptors import none_left_open
+from unit.descriptors import descriptors
 
 
 @pytest.fixture
 def loop() -> Generator[Loop]:
-    with none_left_open():
-        made = Loop()
-        yield made
-        made.close()
+    before = descriptors()
+    made = Loop()
+    yield made
+    made.close()
+    assert descriptors() == before
 
 
 def start(script: str) -> int:
